@@ -1,0 +1,169 @@
+"""One ggml matrix product, timed, on whichever backend llama.cpp would use. Runs in the child process only.
+
+The product is the one decode spends its time in: a weight matrix times a vector. With weights far larger than the
+cache it measures reading; with weights that stay in cache it measures arithmetic. A product with many columns
+measures the matrix rate. The library is the one llama-cpp-python carries, so the kernels are the measured ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Ggml", "TYPES"]
+
+#: ggml_type numbers: fixed by the GGUF format.
+TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_K": 12}
+_DEVICE_CPU, _DEVICE_GPU, _DEVICE_IGPU = 0, 1, 2
+
+
+class _InitParams(ctypes.Structure):
+    _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
+
+
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
+    "ggml_init": (c_void_p, [_InitParams]),
+    "ggml_free": (None, [c_void_p]),
+    "ggml_new_tensor_2d": (c_void_p, [c_void_p, c_int, c_int64, c_int64]),
+    "ggml_mul_mat": (c_void_p, [c_void_p, c_void_p, c_void_p]),
+    "ggml_new_graph": (c_void_p, [c_void_p]),
+    "ggml_build_forward_expand": (None, [c_void_p, c_void_p]),
+    "ggml_nbytes": (c_size_t, [c_void_p]),
+    "ggml_tensor_overhead": (c_size_t, []),
+    "ggml_graph_overhead": (c_size_t, []),
+    "ggml_backend_load_all_from_path": (None, [c_char_p]),
+    "ggml_backend_dev_count": (c_size_t, []),
+    "ggml_backend_dev_get": (c_void_p, [c_size_t]),
+    "ggml_backend_dev_by_type": (c_void_p, [c_int]),
+    "ggml_backend_dev_type": (c_int, [c_void_p]),
+    "ggml_backend_dev_name": (c_char_p, [c_void_p]),
+    "ggml_backend_dev_description": (c_char_p, [c_void_p]),
+    "ggml_backend_dev_memory": (None, [c_void_p, POINTER(c_size_t), POINTER(c_size_t)]),
+    "ggml_backend_dev_init": (c_void_p, [c_void_p, c_char_p]),
+    "ggml_backend_dev_backend_reg": (c_void_p, [c_void_p]),
+    "ggml_backend_reg_get_proc_address": (c_void_p, [c_void_p, c_char_p]),
+    "ggml_backend_alloc_ctx_tensors": (c_void_p, [c_void_p, c_void_p]),
+    "ggml_backend_buffer_free": (None, [c_void_p]),
+    "ggml_backend_tensor_set": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
+    "ggml_backend_graph_compute": (c_int, [c_void_p, c_void_p]),
+    "ggml_backend_synchronize": (None, [c_void_p]),
+    "ggml_backend_free": (None, [c_void_p]),
+}
+
+
+def _library_files(folder: Path) -> list[Path]:
+    """ggml's shared libraries, dependencies first, whatever the platform calls them."""
+    found = []
+    for stem in ("ggml-base", "ggml-cpu", "ggml"):
+        names = (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll")
+        found += [folder / name for name in names if (folder / name).is_file()]
+    return found
+
+
+class Ggml:
+    """ggml's C interface, and one backend of it: the first GPU if ``use_gpu``, else the CPU."""
+
+    def __init__(self, *, use_gpu: bool, n_threads: int) -> None:
+        import llama_cpp
+
+        folder = Path(llama_cpp.__file__).parent / "lib"
+        libraries = [ctypes.CDLL(str(path)) for path in _library_files(folder)]
+        self._f: dict[str, Any] = {}
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = next(getattr(library, name) for library in libraries if hasattr(library, name))
+            function.restype, function.argtypes = result, arguments
+            self._f[name] = function
+        self._device = self._find(use_gpu)
+        self._backend = self._f["ggml_backend_dev_init"](self._device, None)
+        if not self._backend:
+            raise RuntimeError("ggml could not start its backend")
+        self.is_gpu = self._f["ggml_backend_dev_type"](self._device) in (_DEVICE_GPU, _DEVICE_IGPU)
+        self.n_threads = n_threads
+        registry = self._f["ggml_backend_dev_backend_reg"](self._device)
+        if address := self._f["ggml_backend_reg_get_proc_address"](registry, b"ggml_backend_set_n_threads"):
+            ctypes.CFUNCTYPE(None, c_void_p, c_int)(address)(self._backend, n_threads)
+
+    def _find(self, use_gpu: bool) -> Any:
+        by_type = self._f["ggml_backend_dev_by_type"]
+        if use_gpu and (device := by_type(_DEVICE_GPU) or by_type(_DEVICE_IGPU)):
+            return device
+        return by_type(_DEVICE_CPU)
+
+    def describe(self) -> dict[str, Any]:
+        """Name, description and memory of the backend's device."""
+        free, total = c_size_t(), c_size_t()
+        self._f["ggml_backend_dev_memory"](self._device, ctypes.byref(free), ctypes.byref(total))
+        return {
+            "name": self._f["ggml_backend_dev_name"](self._device).decode(),
+            "description": self._f["ggml_backend_dev_description"](self._device).decode(errors="replace"),
+            "is_gpu": self.is_gpu,
+            "memory_bytes": total.value,
+        }
+
+    def close(self) -> None:
+        self._f["ggml_backend_free"](self._backend)
+
+    def time_product(
+        self, tensor_type: str, *, n_rows: int, n_columns: int, n_batch: int, seconds: float, n_products: int = 1
+    ) -> tuple[int, list[float]]:
+        """Time ``n_products`` products in one graph, with the same weights, again and again for ``seconds``.
+
+        ``n_products`` above one amortises the start of a graph, which matters when the weights are small. Returns the
+        bytes of weights gone through per sample and the samples in seconds; the first, which touches cold pages, is dropped.
+        """
+        with ExitStack() as stack:
+            graph, n_bytes = stack.enter_context(self._graph(tensor_type, n_rows, n_columns, n_batch, n_products))
+            samples: list[float] = []
+            end = None
+            while end is None or len(samples) < 3 or (time.perf_counter() < end and len(samples) < 400):
+                start = time.perf_counter()
+                status = self._f["ggml_backend_graph_compute"](self._backend, graph)
+                self._f["ggml_backend_synchronize"](self._backend)
+                elapsed = time.perf_counter() - start
+                if status != 0:
+                    raise RuntimeError(f"ggml refused a {tensor_type} product (status {status})")
+                if end is None:
+                    end = time.perf_counter() + seconds
+                else:
+                    samples.append(elapsed)
+            return n_products * n_bytes, samples
+
+    @contextmanager
+    def _graph(self, tensor_type: str, n_rows: int, n_columns: int, n_batch: int, n_products: int) -> Iterator[tuple[Any, int]]:
+        f = self._f
+        size = (n_products + 8) * f["ggml_tensor_overhead"]() + f["ggml_graph_overhead"]()
+        context = f["ggml_init"](_InitParams(size, None, True))
+        buffer = None
+        try:
+            weights = f["ggml_new_tensor_2d"](context, TYPES[tensor_type], n_columns, n_rows)
+            vector = f["ggml_new_tensor_2d"](context, TYPES["F32"], n_columns, n_batch)
+            graph = f["ggml_new_graph"](context)
+            for _ in range(n_products):
+                f["ggml_build_forward_expand"](graph, f["ggml_mul_mat"](context, weights, vector))
+            buffer = f["ggml_backend_alloc_ctx_tensors"](context, self._backend)
+            if not buffer:
+                raise MemoryError(f"no memory for a {tensor_type} matrix of {n_rows} x {n_columns}")
+            self._fill(weights)
+            self._fill(vector)
+            yield graph, f["ggml_nbytes"](weights)
+        finally:
+            if buffer:
+                f["ggml_backend_buffer_free"](buffer)
+            f["ggml_free"](context)
+
+    def _fill(self, tensor: Any) -> None:
+        """Write a small-valued pattern to every page: an untouched page is the one zero page, and reads from cache.
+
+        The byte 0x11 makes tiny, finite numbers in every type used here.
+        """
+        n_bytes = self._f["ggml_nbytes"](tensor)
+        chunk = np.full(min(n_bytes, 1 << 24), 0x11, np.uint8)
+        for offset in range(0, n_bytes, chunk.nbytes):
+            self._f["ggml_backend_tensor_set"](tensor, chunk.ctypes.data, offset, min(chunk.nbytes, n_bytes - offset))

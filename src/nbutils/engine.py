@@ -1,0 +1,158 @@
+"""llama.cpp, kept in a child process.
+
+llama.cpp ends the process on bad input or a full device. Here that becomes one ``EngineError`` with a reason, the
+notebook's kernel lives on, and nothing half-measured is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+from nbutils.errors import EngineError, MissingExtra, UsageError
+
+__all__ = ["describe", "inspect_file", "measure_file", "probe_speed", "require_engine"]
+
+Progress = Callable[[str], None]
+
+#: A child that says nothing for so long hangs. Loading a hundred GB from a slow disk takes minutes.
+SILENCE_LIMIT_S = 1800.0
+
+
+def require_engine() -> None:
+    """Raise ``MissingExtra`` unless llama-cpp-python and what goes with it are installed."""
+    missing = [name for name in ("llama_cpp", "gguf") if find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"measuring needs {', '.join(missing)}: pip install -e '.[engine]' (README says which build for which GPU)")
+
+
+def describe() -> dict[str, Any]:
+    """Binding, build flags, and the device this build would use: ``{binding, system_info, gpu_offload, device}``."""
+    return _call("describe")
+
+
+def inspect_file(path: Path) -> dict[str, Any]:
+    """Facts of a GGUF file, read from its header in the child. ``EngineError`` says what is wrong with it."""
+    return _call("inspect", path=str(_existing(path)))
+
+
+def probe_speed(*, seconds: float, n_threads: int, use_gpu: bool, progress: Progress | None = None) -> dict[str, Any]:
+    """Bandwidth by two methods and kernel rates, ``seconds`` for each."""
+    return _call("probe", progress, seconds=seconds, n_threads=n_threads, use_gpu=use_gpu)
+
+
+def measure_file(
+    path: Path,
+    *,
+    points: list[dict[str, Any]],
+    repetitions: int,
+    yardstick_s: float,
+    settings: dict[str, Any],
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure one file; returns ``{facts, points, yardsticks, kernels}`` as plain values."""
+    request = {"points": points, "repetitions": repetitions, "yardstick_s": yardstick_s, "settings": settings}
+    return _call("measure", progress, path=str(_existing(path)), **request)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"model file {str(path)!r} {what}; give the path of a .gguf file")
+    return path.resolve()
+
+
+def _call(op: str, progress: Progress | None = None, **request: Any) -> dict[str, Any]:
+    require_engine()
+    with tempfile.TemporaryFile() as words:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "nbutils._engine_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words
+        )
+        try:
+            return _converse(child, {"op": op, **request}, words, progress)
+        finally:
+            child.kill()
+            child.wait()
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    _close_quietly(stream)
+
+
+def _close_quietly(stream: IO[bytes]) -> None:
+    try:
+        stream.close()
+    except OSError:
+        pass  # a dead child's pipe: its death is reported elsewhere
+
+
+def _converse(child: subprocess.Popen[bytes], request: dict[str, Any], words: IO[bytes], progress: Progress | None) -> dict[str, Any]:
+    assert child.stdin is not None and child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        child.stdin.close()
+    except OSError:
+        pass  # it died at once: what follows reads how
+    lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    threading.Thread(target=_drain, args=(child.stdout, lines), daemon=True).start()
+    stage = "starting"
+    while True:
+        try:
+            line = lines.get(timeout=SILENCE_LIMIT_S)
+        except queue.Empty:
+            raise EngineError(f"llama.cpp said nothing for {SILENCE_LIMIT_S / 60:.0f} min while {stage}; ended it, nothing was recorded") from None
+        if line is None:
+            raise EngineError(_obituary(child.wait(), stage, words))
+        event = json.loads(line)
+        if event["event"] == "result":
+            value: dict[str, Any] = event["value"]
+            return value
+        if event["event"] == "error":
+            raise EngineError(_with_reason(event["message"], words))
+        stage = event["stage"]
+        if progress:
+            progress(stage)
+
+
+def _drain(stream: IO[bytes], lines: queue.SimpleQueue[bytes | None]) -> None:
+    try:
+        for line in stream:
+            if line.endswith(b"\n"):  # a line cut by the child's death is no event
+                lines.put(line)
+    except (OSError, ValueError):
+        pass  # closed under us: the end is reported just the same
+    lines.put(None)
+
+
+def _obituary(code: int, stage: str, words: IO[bytes]) -> str:
+    if code < 0:
+        try:
+            how = f"was ended by {signal.Signals(-code).name}"
+        except ValueError:
+            how = f"was ended by signal {-code}"
+        if -code == 9:
+            how += " (somebody's kill, or the system was out of memory)"
+    else:
+        how = f"ended with code {code}"
+    return _with_reason(f"llama.cpp's process {how} while {stage}; nothing was recorded", words)
+
+
+def _with_reason(message: str, words: IO[bytes]) -> str:
+    """Add llama.cpp's last telling line to a message."""
+    words.seek(0)
+    said = [line.strip() for line in words.read()[-20_000:].decode(errors="replace").splitlines() if line.strip()]
+    telling = [line for line in said if re.search(r"error|assert|unknown|fail|invalid|unable|not (?:enough|supported)", line, re.IGNORECASE)]
+    if not telling:
+        return message
+    # The first complaint is the cause; those after it are callers giving up.
+    reason = re.sub(r"^[\w:.]+: (?:error loading model: )?", "", telling[0])[:300]
+    return f"{message}: {reason}"

@@ -1,0 +1,69 @@
+"""Where things are kept: the registry, this user's records, the cache of stand-in models.
+
+``NBUTILS_DATA`` names another registry, ``NBUTILS_HOME`` another folder for everything that is private.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import platformdirs
+
+from nbutils.errors import DataError
+
+__all__ = ["atomic_path", "cache_dir", "data_dir", "project_dir", "write_text", "user_records_dir"]
+
+
+def project_dir() -> Path:
+    """The root of the checkout this package was installed from (``pip install -e .``)."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "_config.yml").is_file():
+        raise DataError(f"no checkout around {root}: install with 'pip install -e .' from a clone of the project")
+    return root
+
+
+def data_dir() -> Path:
+    """The registry: ``NBUTILS_DATA`` if set, else ``data/`` of the checkout."""
+    if named := os.environ.get("NBUTILS_DATA"):
+        path = Path(named).expanduser()
+        if not (path / "devices").is_dir():
+            raise DataError(f"NBUTILS_DATA is {named!r}, which has no folder 'devices'; point it at a copy of data/")
+        return path
+    return project_dir() / "data"
+
+
+def user_records_dir() -> Path:
+    """This user's own records; never inside the checkout."""
+    home = os.environ.get("NBUTILS_HOME")
+    return (Path(home).expanduser() if home else platformdirs.user_data_path("nbutils", False)) / "records"
+
+
+def cache_dir() -> Path:
+    """What can be made again: stand-in models."""
+    home = os.environ.get("NBUTILS_HOME")
+    return Path(home).expanduser() / "cache" if home else platformdirs.user_cache_path("nbutils", False)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; it becomes ``path`` by rename if the block succeeds, else it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")

@@ -1,0 +1,115 @@
+"""Records in and out: one JSON file per run, append-only, named by time, subject and a digest of its content.
+
+A run writes to this user's own folder; ``submit`` copies a checked record into ``data/records/<device>/``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from nbutils import paths, registry
+from nbutils.errors import DataError, UsageError
+from nbutils.specs import SCHEMA_VERSION, NamedRun, Record
+
+__all__ = ["MAX_BYTES", "committed_dir", "file_name", "list_records", "load_named", "read", "submit", "write"]
+
+#: A record of the full suite is some 20 kB; ten times that is not a record.
+MAX_BYTES = 100_000
+
+
+def canonical(fields: dict[str, Any]) -> bytes:
+    """The bytes a digest is taken of: sorted keys, no spaces."""
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(fields)).hexdigest()[:8]
+
+
+def file_name(record: Record) -> str:
+    """``<UTC time>-<model>-<type>-<digest>.json``."""
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{record.model.name}-{record.model.gguf_type}".lower()).strip("-")[:48]
+    stamp = record.created.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{stamp}-{slug}-{_digest(record.model_dump(mode='json'))}.json"
+
+
+def write(record: Record, folder: Path | None = None) -> Path:
+    """Write a record whole, under a name that no other record has; return where.
+
+    Raises ``DataError`` when it would be larger than ``MAX_BYTES`` or the folder cannot be written.
+    """
+    text = canonical(record.model_dump(mode="json")).decode() + "\n"
+    if len(text) > MAX_BYTES:
+        raise DataError(f"record of {len(text):,} bytes is over the limit of {MAX_BYTES:,}; use a suite with fewer tokens or repetitions")
+    path = (folder or paths.user_records_dir() / record.machine.device) / file_name(record)
+    try:
+        with paths.atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise DataError(f"record cannot be written to {path.parent}: {error.strerror}; nothing was kept") from None
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read and check one record; ``DataError`` says which file, what is wrong and what to do."""
+    name = path.name
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{name}: {path.stat().st_size:,} bytes, over the limit of {MAX_BYTES:,}: not a record")
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{name}: not valid JSON (cut short?); remove it and measure again") from None
+    version = fields.get("schema_version") if isinstance(fields, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{name}: schema version {version!r}, this nbutils reads {SCHEMA_VERSION}; use the nbutils that wrote it, or update")
+    try:
+        record = Record.model_validate(fields)
+    except ValidationError as error:
+        raise DataError(f"{name}: {registry.problems_of(error)[0]}") from None
+    expected = _digest(record.model_dump(mode="json"))
+    if not path.stem.endswith(expected):
+        raise DataError(f"{name}: its content has the digest {expected}, its name says otherwise; records are never edited, measure again")
+    return record
+
+
+def list_records(folder: Path | None = None) -> list[Path]:
+    """Record files below ``folder`` (this user's own by default), oldest first."""
+    return sorted((folder or paths.user_records_dir()).glob("*/*.json"), key=lambda p: p.name)
+
+
+def committed_dir() -> Path:
+    return paths.data_dir() / "records"
+
+
+def load_named(run: NamedRun) -> list[Record]:
+    """The committed records of a named run."""
+    return [read(committed_dir() / name) for name in run.records]
+
+
+def submit(path: Path, *, now: datetime | None = None) -> Path:
+    """Check one record and copy it to ``data/records/<device>/``; return where it went."""
+    if not path.is_file():
+        raise UsageError(f"no record at {path}; 'nbutils records list' shows this machine's own")
+    record = read(path)
+    if record.created > (now or datetime.now(UTC)) + timedelta(hours=1):
+        raise DataError(f"{path.name}: made in the future ({record.created:%Y-%m-%d %H:%M} UTC); set the clock and measure again")
+    if record.machine.device != "unlisted":
+        registry.load_device(record.machine.device)
+    target = committed_dir() / record.machine.device / path.name
+    if target.exists():
+        raise UsageError(f"{path.name} is already in data/records/{record.machine.device}; records are append-only")
+    with paths.atomic_path(target) as temporary:
+        shutil.copyfile(path, temporary)
+    os.utime(target)
+    return target

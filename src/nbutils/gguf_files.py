@@ -28,10 +28,10 @@ from nbutils.errors import DataError, MissingExtra, UnknownId, did_you_mean
 from nbutils.specs import Experts, Format, Model, Shape, Source
 from nbutils.tensors import Tensor, tensor_type, tensors, weight_bytes, weight_bytes_read
 
-__all__ = ["FORMATS", "SIZES", "StandIn", "choose_size", "make", "parse_stand_in", "stand_in_model", "stand_in_path"]
+__all__ = ["FORMATS", "SEED", "SIZES", "StandIn", "choose_size", "make", "make_all", "parse_stand_in", "stand_in_model", "stand_in_path"]
 
 FORMATS = ("F16", "Q8_0", "Q4_K_M")
-_SEED = 20261120
+SEED = 20261120
 _N_SPECIAL, _N_BYTES = 3, 256
 
 
@@ -184,7 +184,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def _recipe_digest() -> str:
-    return hashlib.sha256(f"2 {_SEED} {SIZES}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"2 {SEED} {SIZES}".encode()).hexdigest()[:8]
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
@@ -284,7 +284,7 @@ def _draw(tensor: Tensor, type_name: str, stand_in: StandIn, fmt: Format) -> npt
     """Random weights of about zero mean and 0.02 spread, drawn in the stored form, seeded by name and format."""
     if len(tensor.shape) == 1:  # norms: one, as in a freshly initialised model
         return np.ones(tensor.n_elements, np.float32).view(np.uint8)
-    seed = [_SEED, zlib.crc32(f"{stand_in.file_name}/{tensor.name}".encode())]
+    seed = [SEED, zlib.crc32(f"{stand_in.file_name}/{tensor.name}".encode())]
     rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed)))
     block = fmt.block(type_name)
     n_bytes = tensor.n_elements // block.elements * block.bytes

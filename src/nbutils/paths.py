@@ -21,7 +21,7 @@ __all__ = ["atomic_path", "cache_dir", "data_dir", "project_dir", "write_text", 
 def project_dir() -> Path:
     """The root of the checkout this package was installed from (``pip install -e .``)."""
     root = Path(__file__).resolve().parents[2]
-    if not (root / "_config.yml").is_file():
+    if not (root / "pyproject.toml").is_file():
         raise DataError(f"no checkout around {root}: install with 'pip install -e .' from a clone of the project")
     return root
 

@@ -1,0 +1,309 @@
+"""From a clean checkout to a book: stand-ins, probe, measurements, pages, Jupyter Book.
+
+Everything that a run makes lies in ``_build``, in ``book/devices`` and ``book/here`` (both ignored by git), and in
+this user's own folders. No tracked file is touched.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from nbutils import engine, gguf_files, measure, notebook, paths, probe, records, registry, sweep
+from nbutils.errors import DataError, NbutilsError
+from nbutils.specs import Record
+from nbutils.tensors import weight_bytes
+
+__all__ = ["SIZES", "Options", "Result", "build_book", "clean"]
+
+SIZES = tuple(gguf_files.SIZES)
+
+#: What a measurement depends on besides its notebook: the code that times, not the code that draws.
+_TIMING_MODULES = ("_engine_child", "_ggml", "engine", "measure", "probe", "specs", "gguf_files", "tensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to build. ``published`` leaves this machine out: no measuring, no local pages."""
+
+    suite: str = "quick"
+    size: str = ""
+    cpu: bool = False
+    n_threads: int = 0
+    published: bool = False
+
+
+@dataclass(slots=True)
+class Result:
+    """What was built: the page to open, this machine's records, and the seconds each stage took."""
+
+    index: Path
+    records: list[Record] = field(default_factory=list)
+    stages_s: dict[str, float] = field(default_factory=dict)
+
+
+def build_book(options: Options, console: Console) -> Result:
+    """Build the book and return what was built. Raises ``NbutilsError`` with one line for whatever stops it."""
+    root = paths.project_dir()
+    out = root / "_build"
+    result = Result(index=out / "html" / "index.html")
+    ledger = sweep.Ledger(out / "nbutils" / "ledger.json")
+    stage = _Stages(console, result.stages_s)
+    with stage("checking data"):
+        if problems := registry.check_data():
+            raise DataError(f"{len(problems)} problems in the registry, the first: {problems[0]} ('nbutils check-data' lists all)")
+    local_pages: list[Path] = []
+    if not options.published:
+        local_pages, result.records = _this_machine(options, root, out, ledger, stage, console)
+    with stage("device pages") as say:
+        _device_pages(root, ledger, say)
+    with stage("book") as say:
+        _jupyter_book(root, out, local_pages, ledger, say)
+    return result
+
+
+class _Stages:
+    """Names each stage as it starts and keeps how long it took."""
+
+    def __init__(self, console: Console, seconds: dict[str, float]) -> None:
+        self._console, self._seconds = console, seconds
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[Callable[[str], None]]:
+        start = time.perf_counter()
+        with self._console.status(f"{name} …") as status:
+
+            def say(text: str) -> None:
+                if self._console.is_terminal:
+                    status.update(f"{name}: {text}")
+                else:
+                    self._console.print(f"  {name}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+            try:
+                yield say
+            except NbutilsError:
+                self._console.print(f"✗ {name}", markup=False)
+                raise
+        self._seconds[name] = time.perf_counter() - start
+        self._console.print(f"✓ {name}  {self._seconds[name]:.1f} s", markup=False, highlight=False)
+
+
+# ── this machine ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _this_machine(
+    options: Options, root: Path, out: Path, ledger: sweep.Ledger, stage: _Stages, console: Console
+) -> tuple[list[Path], list[Record]]:
+    description = engine.describe()
+    measure.check_backend(description, cpu=options.cpu)
+    timing = sweep.digest([root / "src" / "nbutils" / f"{name}.py" for name in _TIMING_MODULES])
+    # A measurement belongs to this machine and this build of llama.cpp.
+    machine = probe.machine().model_dump(exclude={"memory_available_bytes", "notes"})
+    reads = "|".join([timing, str(machine), str(description)])
+    page, pages = root / "book" / "here", []
+    with stage("probe") as say:
+        cell = sweep.Cell(
+            notebook=root / "notebooks" / "probe.ipynb",
+            output=page / "probe.ipynb",
+            parameters={"seconds": 1.0, "n_threads": options.n_threads, "cpu": options.cpu},
+            title="What this machine is",
+            reads=reads + _reads_for_pages(root),
+        )
+        pages.append(_run(cell, ledger, say))
+    size = options.size or _size(description, options, ledger, say)
+    stand_ins = [gguf_files.StandIn(kind, size, f) for kind in ("dense", "moe") for f in gguf_files.FORMATS]
+    with stage("stand-in models") as say:
+        _make_stand_ins(stand_ins, say)
+    with stage("measurements") as say:
+        files = [_measure(s, options, root, out, ledger, reads, say) for s in stand_ins]
+    with stage("pages of this machine") as say:
+        cells = [
+            sweep.Cell(
+                notebook=root / "notebooks" / "here.ipynb",
+                output=page / "this-machine.ipynb",
+                parameters={"records": [str(f) for f in files]},
+                title="This machine",
+                reads=_reads_for_pages(root),
+            ),
+            sweep.Cell(
+                notebook=root / "notebooks" / "fit.ipynb",
+                output=page / "fit.ipynb",
+                parameters=_fit_parameters(machine["device"], machine["configuration"]),
+                title="Will Llama 3.3 70B fit?",
+                reads=_reads_for_pages(root),
+            ),
+        ]
+        pages = [_run(cells[0], ledger, say), *pages, _run(cells[1], ledger, say)]
+    return pages, [records.read(f) for f in files]
+
+
+def _size(description: dict[str, Any], options: Options, ledger: sweep.Ledger, say: Callable[[str], None]) -> str:
+    """The size of stand-in for this machine; on a GPU it depends on how fast its memory is."""
+    use_gpu = measure.wants_gpu(description, cpu=options.cpu)
+    if not use_gpu:
+        return "base"
+    found = probe.speed(seconds=0.2, n_threads=probe.n_threads_default(), use_gpu=True, progress=say)
+    bandwidth = max(y.n_bytes / min(y.samples_s) for y in found["yardsticks"] if y.kind == "read" and y.where == "gpu")
+    return gguf_files.choose_size(bandwidth, registry.load_format("F16"), has_gpu=True)
+
+
+def _make_stand_ins(stand_ins: list[gguf_files.StandIn], say: Callable[[str], None]) -> None:
+    formats = {name: registry.load_format(name) for name in gguf_files.FORMATS}
+    total = sum(weight_bytes(gguf_files.stand_in_model(s.kind, s.size), formats[s.format]) for s in stand_ins)
+    written, told = 0, 0
+
+    def progress(n_bytes: int) -> None:
+        nonlocal written, told
+        written += n_bytes
+        if written - told > total / 10:
+            told = written
+            say(f"{written / 1e9:.1f} of {total / 1e9:.1f} GB")
+
+    gguf_files.make_all(stand_ins, formats, progress)
+
+
+def _measure(
+    stand_in: gguf_files.StandIn, options: Options, root: Path, out: Path, ledger: sweep.Ledger, reads: str, say: Callable[[str], None]
+) -> Path:
+    """One measuring cell: an executed notebook under ``_build`` and a record in the user's folder; returns the record."""
+    suite = root / "data" / "suites" / f"{options.suite}.yaml"
+    cell = sweep.Cell(
+        notebook=root / "notebooks" / "measure.ipynb",
+        output=out / "nbutils" / "runs" / f"measure-{stand_in.name}-{stand_in.format}.ipynb",
+        parameters={
+            "model": stand_in.name,
+            "format": stand_in.format,
+            "suite": options.suite,
+            "n_threads": options.n_threads,
+            "cpu": options.cpu,
+        },
+        reads="|".join([reads, sweep.digest([suite]), str(gguf_files.stand_in_path(stand_in))]),
+    )
+    if ledger.is_done(cell.output, cell.key):
+        return Path(ledger.left(cell.output))
+    registry.load_suite(options.suite)
+    before = set(records.list_records())
+    sweep.run_cell(cell, _Lines(lambda line: say(f"{stand_in.name} {stand_in.format}: {line}")))
+    new = sorted(set(records.list_records()) - before)
+    if not new:
+        raise DataError(f"{cell.output.name}: the notebook ran and left no record in {paths.user_records_dir()}")
+    ledger.put(cell.output, cell.key, str(new[-1]))
+    return new[-1]
+
+
+class _Lines:
+    """A text file that hands on the notebook's lines of progress (``notebook.tell``) and drops the rest."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self._rest = say, ""
+
+    def write(self, text: str) -> int:
+        *whole, self._rest = (self._rest + text).split("\n")
+        for line in whole:
+            if line.startswith(notebook.TOLD):
+                self._say(line.removeprefix(notebook.TOLD).strip())
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing to do: a line is handed on when it is whole."""
+
+
+def _fit_parameters(device: str, configuration: str) -> dict[str, str]:
+    return {} if device == "unlisted" else {"device": device, "configuration": configuration}
+
+
+# ── pages ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _reads_for_pages(root: Path) -> str:
+    return sweep.digest([root / "src" / "nbutils", paths.data_dir()])
+
+
+def _run(cell: sweep.Cell, ledger: sweep.Ledger, say: Callable[[str], None]) -> Path:
+    if not ledger.is_done(cell.output, cell.key):
+        say(cell.title)
+        sweep.run_cell(cell)
+        ledger.put(cell.output, cell.key)
+    return cell.output
+
+
+def _device_pages(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
+    folder, reads = root / "book" / "devices", _reads_for_pages(root)
+    wanted = registry.device_ids()
+    for stale in folder.glob("*.ipynb"):
+        if stale.stem not in wanted:
+            stale.unlink()
+    for device_id in wanted:
+        cell = sweep.Cell(
+            notebook=root / "notebooks" / "device.ipynb",
+            output=folder / f"{device_id}.ipynb",
+            parameters={"device": device_id},
+            title=html.escape(registry.load_device(device_id).name),
+            reads=reads,
+        )
+        _run(cell, ledger, say)
+
+
+def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
+    """Build the HTML unless nothing it reads has changed; warnings are errors."""
+    index = out / "html" / "index.html"
+    toc = _toc(root, out, local_pages)
+    reads = [root / "book", root / "src" / "nbutils", paths.data_dir(), root / "_config.yml", toc, root / "requirements.lock"]
+    key = sweep.digest(reads)
+    if ledger.is_done(index, key):
+        return
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root), "--toc", str(toc)]
+    command += ["-W", "-n", "--keep-going", "--all"]
+    # Chapters run in kernels of their own; matplotlib must not look for a screen there.
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore"}
+    log = out / "nbutils" / "jupyter-book.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w+", encoding="utf-8", errors="replace") as words:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace")
+        assert process.stdout is not None
+        for line in process.stdout:
+            words.write(line)
+            if "Executing" in line or "building [" in line or "writing output" in line:
+                say(line.strip()[:100])
+        code = process.wait()
+    if code != 0:
+        raise DataError(f"jupyter-book stopped with code {code}: {_first_complaint(log)} (all of it: {log})")
+    ledger.put(index, key)
+
+
+def _first_complaint(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.strip() for line in lines if "WARNING" in line or "ERROR" in line or "Error" in line), lines[-1] if lines else "it said nothing")
+
+
+def _toc(root: Path, out: Path, local_pages: list[Path]) -> Path:
+    """The table of contents of this build: the committed one, and a part for this machine where there is one."""
+    contents = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
+    if local_pages:
+        chapters = [{"file": p.relative_to(root).with_suffix("").as_posix()} for p in local_pages]
+        contents["parts"].insert(0, {"caption": "Measured here", "chapters": chapters})
+    path = out / "nbutils" / "_toc.yml"
+    paths.write_text(path, yaml.safe_dump(contents, sort_keys=False))
+    return path
+
+
+def clean(root: Path) -> list[Path]:
+    """Remove what builds made inside the checkout; records and stand-ins lie elsewhere and stay."""
+    import shutil
+
+    made = [root / "_build", root / "book" / "devices", root / "book" / "here"]
+    gone = [p for p in made if p.exists()]
+    for path in gone:
+        shutil.rmtree(path)
+    return gone

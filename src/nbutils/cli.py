@@ -1,0 +1,318 @@
+"""``nbutils …``: the book and its parts from a terminal. Errors are one line; exit code 2 is misuse, 1 is failure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import nbutils
+from nbutils import build, frames, notebook, paths, records, registry, sweep
+from nbutils.errors import NbutilsError, UsageError
+
+__all__ = ["main"]
+
+app = typer.Typer(
+    name="nbutils",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Limits, fit checks and measurements of local AI machines, and the book made of them.",
+    epilog="Start with 'nbutils book'. Measurements go to your own data folder; nothing tracked by git is changed.",
+)
+records_app = typer.Typer(no_args_is_help=True, help="What was measured: list, show, check and submit records.")
+app.add_typer(records_app, name="records")
+out, err = Console(), Console(stderr=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Cpu = Annotated[bool, typer.Option("--cpu", help="Measure the processor even where there is a GPU.")]
+Threads = Annotated[int, typer.Option(min=0, max=1024, help="Processor threads; 0 means one per physical core.")]
+SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file stem in data/suites (smoke, quick, full).")]
+
+
+def main() -> None:
+    """Entry point: turns every expected error into one line and an exit code."""
+    try:
+        app()
+    except NbutilsError as error:
+        err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("nbutils: interrupted; what was finished is kept, the rest runs again next time")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        out.print(f"nbutils {nbutils.__version__}")
+        raise typer.Exit
+
+
+# ── the book ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command()
+def book(
+    suite: SuiteName = "quick",
+    size: Annotated[str, typer.Option(help="Size of the stand-in models: small, base or wide; by default it suits the machine.")] = "",
+    cpu: Cpu = False,
+    threads: Threads = 0,
+    published: Annotated[bool, typer.Option("--published", help="Build what is published: no measuring, no page of this machine.")] = False,
+) -> None:
+    """Probe and measure this machine, run every notebook, build the book.
+
+    What has not changed since last time is not run again. Example: nbutils book --suite full
+    """
+    if size and size not in build.SIZES:
+        raise UsageError(f"no size {size!r}; use one of {', '.join(build.SIZES)}")
+    options = build.Options(suite=suite, size=size, cpu=cpu, n_threads=threads, published=published)
+    result = build.build_book(options, out)
+    if result.records:
+        out.print(_summary(result.records))
+    out.print(f"stages: {', '.join(f'{name} {s:.1f} s' for name, s in result.stages_s.items())}", highlight=False, soft_wrap=True)
+    out.print(f"book: {result.index}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _summary(found: list[Any]) -> Table:
+    """Model, format, rates and share: the last thing a build prints."""
+    frame = frames.summary_frame(frames.measured_frame(found))
+    table = Table(title="Measured on this machine")
+    for name, heading in frames.SUMMARY_HEADINGS.items():
+        table.add_column(heading, justify="right" if name in frames.SUMMARY_FORMATS else "left")
+    for row in frame.to_dict("records"):
+        table.add_row(*(_cell(row[name], frames.SUMMARY_FORMATS.get(name, "{}")) for name in frames.SUMMARY_HEADINGS))
+    return table
+
+
+def _cell(value: Any, pattern: str) -> str:
+    from rich.markup import escape
+
+    return "–" if value is None or value != value else escape(pattern.format(value))
+
+
+@app.command()
+def clean() -> None:
+    """Remove what builds made inside the checkout. Records and stand-in models lie elsewhere and stay."""
+    gone = build.clean(paths.project_dir())
+    out.print("removed: " + (", ".join(p.name for p in gone) if gone else "nothing"))
+
+
+# ── its parts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@app.command("measure")
+def measure_command(
+    model: Annotated[str, typer.Option("--model", "-m", help="A .gguf file, or a stand-in such as stand-in-moe-base.")] = "",
+    format_id: Annotated[str, typer.Option("--format", help="Format of a stand-in: F16, Q8_0 or Q4_K_M.")] = "Q4_K_M",
+    repo: Annotated[str, typer.Option(help="A Hugging Face repository, with --file.")] = "",
+    file: Annotated[str, typer.Option(help="The .gguf file in that repository.")] = "",
+    suite: SuiteName = "quick",
+    cpu: Cpu = False,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure one model file and keep the record. Example: nbutils measure -m model.gguf --suite full"""
+    from nbutils import measure
+
+    if not (model or repo or file):
+        raise UsageError("nothing to measure: give --model FILE, --model stand-in-dense-base, or --repo with --file")
+    plan = registry.load_suite(suite)
+    with err.status("starting …") as status:
+        found = measure.find_model(model, format_id=format_id, repo=repo, file=file, progress=status.update)
+        record = measure.measure(found, plan, n_threads=threads, cpu=cpu, progress=status.update)
+    path = records.write(record)
+    if as_json:
+        _print_json({"record": str(path), "points": _rows(frames.measured_frame([record]))})
+        return
+    out.print(_summary([record]))
+    out.print(f"record: {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command("probe")
+def probe_command(
+    seconds: Annotated[float, typer.Option(min=0.01, max=60, help="Time for each measurement.")] = 1.0,
+    cpu: Cpu = False,
+    threads: Threads = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this machine is and how fast its memory and arithmetic are."""
+    from nbutils import engine, measure, probe
+
+    machine, description = probe.machine(), engine.describe()
+    measure.check_backend(description, cpu=cpu)
+    with err.status("probing …") as status:
+        n_threads = threads or probe.n_threads_default()
+        speed = probe.speed(seconds=seconds, n_threads=n_threads, use_gpu=measure.wants_gpu(description, cpu=cpu), progress=status.update)
+    rates = frames.yardstick_frame(speed["yardsticks"])
+    kernels = frames.kernel_frame([*speed["kernels"], *speed["matrix"]])
+    if as_json:
+        _print_json({"machine": machine.model_dump(mode="json"), "bandwidth": _rows(rates), "kernels": _rows(kernels)})
+        return
+    out.print(_table("This machine", frames.machine_frame(machine, description), {"property": "{}", "value": "{}"}))
+    out.print(_table("Bandwidth (GB/s)", rates.assign(best=rates["best"] / 1e9, median=rates["median"] / 1e9),
+                     {"kind": "{}", "method": "{}", "best": "{:.1f}", "median": "{:.1f}"}))
+    out.print(_table("Kernels", kernels.assign(gb=kernels["bytes_per_s"] / 1e9, gflop=kernels["flop_per_s"] / 1e9).rename(columns={"gb": "GB/s", "gflop": "GFLOP/s"}),
+                     {"type": "{}", "placement": "{}", "n_batch": "{}", "GB/s": "{:.1f}", "GFLOP/s": "{:,.0f}"}))
+
+
+@app.command("fit")
+def fit_command(
+    device: Annotated[str, typer.Argument(help="A device id: a file stem in data/devices.")],
+    model: Annotated[str, typer.Argument(help="A model id: a file stem in data/models.")],
+    format_id: Annotated[str, typer.Option("--format", help="A format of data/formats.yaml.")] = "Q4_K_M",
+    configuration: Annotated[str, typer.Option(help="One of the device's configurations; by default the largest.")] = "",
+    n_ctx: Annotated[int, typer.Option("--ctx", min=1, max=100_000_000, help="Tokens of context to make room for.")] = 8192,
+    as_json: AsJson = False,
+) -> None:
+    """Will it fit, and how fast could it be. Example: nbutils fit dgx-spark llama-3.3-70b"""
+    from nbutils import fit, limits
+
+    machine, shape, fmt = registry.load_device(device), registry.load_model(model), registry.load_format(format_id)
+    config = registry.load_configuration(machine, configuration)
+    budget = fit.memory_budget(shape, fmt, n_ctx=n_ctx, usable_bytes=config.usable_bytes)
+    if as_json:
+        ceiling = limits.decode_ceiling_tok_per_s(config.bandwidth_bytes_per_s, limits.decode_step_bytes(shape, fmt))
+        fields = {"device": device, "configuration": config.id, "model": model, "format": fmt.id, "n_ctx": n_ctx, "verdict": budget.verdict}
+        parts = {row["part"].replace(" ", "_"): row["bytes"] for row in _rows(frames.budget_frame(budget))}
+        _print_json({**fields, "budget_bytes": parts, "usable_bytes": budget.usable_bytes, "decode_ceiling_tok_per_s": ceiling})
+        return
+    for line in [*frames.explain_fit(shape, fmt, config, n_ctx=n_ctx), *frames.explain_decode(shape, fmt, config, depth=0)]:
+        out.print(line, highlight=False, markup=False)
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="A notebook of notebooks/, by stem: fit, device, probe, measure.")],
+    output: Annotated[Path, typer.Argument(help="Where the executed notebook goes.")],
+    parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE; the value is YAML. May be repeated.")] = None,
+) -> None:
+    """Run one notebook by papermill, with its parameters checked first.
+
+    Example: nbutils run fit out.ipynb -p device=rtx-4090 -p model=qwen3-32b
+    """
+    import yaml
+
+    values = {}
+    for item in parameter or []:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UsageError(f"parameter {item!r} has no '='; write NAME=VALUE")
+        try:
+            values[key] = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            values[key] = text
+    known = {p.stem: p for p in notebook.notebook_files()}
+    path = known.get(name, Path(name))
+    sweep.run_cell(sweep.Cell(notebook=path, output=output, parameters=values), sys.stdout)
+    out.print(f"notebook: {output}", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command("check-data")
+def check_data() -> None:
+    """Check every file of the registry; one line per problem."""
+    problems = registry.check_data()
+    for problem in problems:
+        err.print(problem, highlight=False, soft_wrap=True, markup=False)
+    for path in records.list_records(records.committed_dir()):
+        problems += frames.check_against_ceiling(records.read(path))
+    if problems:
+        raise NbutilsError(f"{len(problems)} problems in data/")
+    out.print(f"{len(registry.device_ids())} devices, {len(registry.model_ids())} models, {len(registry.load_formats())} formats: no problem")
+
+
+@app.command()
+def notebooks() -> None:
+    """Run the notebooks of notebooks/ with their defaults and store the outputs that nbval compares."""
+    for path in notebook.notebook_files():
+        with err.status(f"{path.name} …"):
+            changed = notebook.normalise(path)
+        out.print(f"{path.name}: {'refreshed' if changed else 'unchanged'}", highlight=False)
+
+
+# ── records ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@records_app.command("list")
+def records_list(as_json: AsJson = False) -> None:
+    """List this machine's own records, oldest first."""
+    rows = []
+    for path in records.list_records():
+        try:
+            record = records.read(path)
+        except NbutilsError as error:
+            err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
+            continue
+        rows.append({"file": str(path), "suite": record.suite.id, "model": record.model.name, "format": record.model.gguf_type})
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        out.print(f"{row['suite']:<6} {row['model']} {row['format']}  {row['file']}", highlight=False, soft_wrap=True, markup=False)
+    if not rows:
+        out.print(f"no records in {paths.user_records_dir()}; 'nbutils book' or 'nbutils measure' makes some", soft_wrap=True)
+
+
+@records_app.command("show")
+def records_show(files: Annotated[list[Path], typer.Argument(help="Record files.")], as_json: AsJson = False) -> None:
+    """Show what records say: rates, ceilings, shares."""
+    found = [records.read(path) for path in files]
+    if as_json:
+        _print_json(_rows(frames.measured_frame(found)))
+        return
+    out.print(_summary(found))
+
+
+@records_app.command("check")
+def records_check(files: Annotated[list[Path], typer.Argument(help="Record files.")]) -> None:
+    """Check records: schema, digest, and that nothing is faster than its ceiling."""
+    for path in files:
+        _checked(path)
+        out.print(f"{path.name}: no problem", highlight=False, soft_wrap=True, markup=False)
+
+
+@records_app.command("submit")
+def records_submit(files: Annotated[list[Path], typer.Argument(help="Record files from your data folder.")]) -> None:
+    """Check records and copy them to data/records/<device>/, ready to be committed."""
+    for path in files:
+        _checked(path)
+    for path in files:
+        target = records.submit(path)
+        out.print(f"copied to data/records/{target.parent.name}/{target.name}", highlight=False, soft_wrap=True, markup=False)
+    out.print("next: name them in a file of data/runs, run 'nbutils check-data', commit, and open a pull request")
+
+
+def _checked(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"no record at {str(path)!r}; 'nbutils records list' shows this machine's own")
+    if problems := frames.check_against_ceiling(records.read(path)):
+        raise NbutilsError(f"{path.name}: {problems[0]}")
+
+
+# ── printing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _rows(frame: Any) -> list[dict[str, Any]]:
+    """A frame as JSON-able rows; unknown is null."""
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", date_format="iso"))
+    return rows
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def _table(title: str, frame: Any, columns: dict[str, str]) -> Table:
+    table = Table(title=title)
+    for name, pattern in columns.items():
+        table.add_column(name, justify="left" if pattern == "{}" else "right")
+    for row in frame.to_dict("records"):
+        table.add_row(*(_cell(row[name], pattern) for name, pattern in columns.items()))
+    return table

@@ -1,0 +1,431 @@
+"""Where records and limits meet: tidy frames, one row per thing that is shown.
+
+A record holds samples and settings; the registry holds figures. Rates, shares and ceilings exist only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+import pandas as pd
+
+from nbutils import fit, limits, registry
+from nbutils.errors import DataError
+from nbutils.specs import Backend, Configuration, Device, Figure, Format, KernelRate, Machine, Model, Point, Record, Yardstick
+from nbutils.tensors import bytes_read_per_token, parameters, weight_bytes, weight_bytes_read
+
+__all__ = [
+    "SUMMARY_FORMATS",
+    "SUMMARY_HEADINGS",
+    "bandwidth_bytes_per_s",
+    "budget_frame",
+    "ceiling_lines",
+    "check_against_ceiling",
+    "decode_rows",
+    "device_frame",
+    "explain_decode",
+    "explain_device",
+    "explain_fit",
+    "figure_frame",
+    "kernel_frame",
+    "machine_frame",
+    "measured_frame",
+    "model_frame",
+    "spread_of_yardsticks",
+    "step_bytes",
+    "summary_frame",
+    "wall",
+    "wall_lines",
+    "yardstick_frame",
+]
+
+#: A yardstick that moves by more than this within a run says that something else used the memory.
+NOISY_RATIO = 1.25
+
+
+# ── what was measured ─────────────────────────────────────────────────────────────────────────────
+
+
+def step_bytes(record: Record, point: Point) -> float:
+    """Bytes that one decode step of ``point`` must read: the weights it needs, and K and V at its middle depth."""
+    model = record.model
+    weights = bytes_read_per_token(((g.role, g.n_bytes) for g in model.tensors), model.n_expert, model.n_expert_used)
+    return weights + (model.kv_bytes_per_token or 0) * (point.depth + point.n_tokens / 2)
+
+
+def bandwidth_bytes_per_s(record: Record) -> float | None:
+    """Read bandwidth of the memory the weights lie in: the best sample of the better method.
+
+    As in STREAM (McCalpin, 1995), the best time counts: every slower one had something else in it.
+    """
+    where = "cpu" if record.backend.device == "CPU" else "gpu"
+    rates = [y.n_bytes / min(y.samples_s) for y in record.yardsticks if y.kind == "read" and y.where == where]
+    return max(rates, default=None)
+
+
+def spread_of_yardsticks(record: Record) -> float:
+    """How far the same yardstick moved between before and after, as a ratio of best samples; 1 is perfectly quiet."""
+    ratios = [1.0]
+    for method in {y.method for y in record.yardsticks}:
+        rates = [y.n_bytes / min(y.samples_s) for y in record.yardsticks if y.method == method]
+        ratios.append(max(rates) / min(rates))
+    return max(ratios)
+
+
+def _cache_rate(record: Record) -> float | None:
+    """Bytes of weights per second that the file's main kernel gets through when they stay in cache: its arithmetic."""
+    rates = [k.n_bytes / min(k.samples_s) for k in record.kernels if k.placement == "cache"]
+    return max(rates, default=None)
+
+
+def wall(*, achieved: float, bandwidth: float | None, arithmetic: float | None) -> str:
+    """What binds, from three rates in bytes of weights per second.
+
+    Reading alone would take ``1 / bandwidth`` per byte and arithmetic alone ``1 / arithmetic``. If they overlap
+    perfectly the slower one sets the pace; if not at all, they add up. A rate below even the sum has another cause:
+    starting kernels, routing, attention.
+
+    >>> wall(achieved=43e9, bandwidth=48e9, arithmetic=138e9)
+    'bandwidth'
+    >>> wall(achieved=32e9, bandwidth=46e9, arithmetic=52e9)
+    'bandwidth and arithmetic'
+    """
+    if bandwidth is None or arithmetic is None:
+        return "unknown"
+    if achieved < 0.75 / (1 / bandwidth + 1 / arithmetic):
+        return "overhead"
+    if arithmetic < bandwidth:
+        return "arithmetic"
+    return "bandwidth" if arithmetic > 2 * bandwidth else "bandwidth and arithmetic"
+
+
+def measured_frame(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per record and point, with the rate, its spread, the ceiling of this run, the share reached and the wall.
+
+    ``tok_per_s`` is the median over repetitions, ``low`` and ``high`` the slowest and the fastest. Rates in bytes/s.
+    """
+    rows = []
+    for record in records:
+        bandwidth, arithmetic = bandwidth_bytes_per_s(record), _cache_rate(record)
+        for point in record.points:
+            rates = [point.n_tokens / sum(samples) for samples in point.repetitions_s]
+            row = {
+                "created": record.created,
+                "device": record.machine.device,
+                "backend": record.backend.device,
+                "model": record.model.name,
+                "kind": "MoE" if record.model.n_expert else "dense",
+                "format": record.model.gguf_type,
+                "phase": point.kind,
+                "n_tokens": point.n_tokens,
+                "depth": point.depth,
+                "tok_per_s": median(rates),
+                "low": min(rates),
+                "high": max(rates),
+                "file_bytes": record.model.file_bytes,
+                "bandwidth": bandwidth,
+                "arithmetic": arithmetic,
+                "noise": spread_of_yardsticks(record),
+            }
+            rows.append(row | (_decode_columns(record, point, median(rates), bandwidth, arithmetic) if point.kind == "decode" else {}))
+    if not rows:
+        raise DataError("no records to show; 'nbutils book' measures this machine, 'nbutils records list' shows what there is")
+    return pd.DataFrame(rows)
+
+
+def _decode_columns(
+    record: Record, point: Point, rate: float, bandwidth: float | None, arithmetic: float | None
+) -> dict[str, float | str | None]:
+    n_bytes = step_bytes(record, point)
+    return {
+        "step_bytes": n_bytes,
+        "achieved": n_bytes * rate,
+        "ceiling_tok_per_s": None if bandwidth is None else limits.decode_ceiling_tok_per_s(bandwidth, n_bytes),
+        "share": None if bandwidth is None else limits.mbu(step_bytes=n_bytes, itl_s=1 / rate, bandwidth_bytes_per_s=bandwidth),
+        "wall": wall(achieved=n_bytes * rate, bandwidth=bandwidth, arithmetic=arithmetic),
+    }
+
+
+def yardstick_frame(yardsticks: Iterable[Yardstick]) -> pd.DataFrame:
+    """One row per yardstick: best and median rate in bytes per second."""
+    return pd.DataFrame(
+        {
+            "when": y.when,
+            "method": y.method,
+            "kind": y.kind,
+            "where": y.where,
+            "best": y.n_bytes / min(y.samples_s),
+            "median": y.n_bytes / median(y.samples_s),
+            "samples": len(y.samples_s),
+        }
+        for y in yardsticks
+    )
+
+
+def kernel_frame(kernels: Iterable[KernelRate]) -> pd.DataFrame:
+    """One row per kernel: bytes of weights per second, and FLOP per second (two per weight and column)."""
+    return pd.DataFrame(
+        {
+            "type": k.tensor_type,
+            "placement": k.placement,
+            "n_batch": k.n_batch,
+            "bytes_per_s": k.n_bytes / min(k.samples_s),
+            "flop_per_s": 2 * k.n_rows * k.n_columns * k.n_batch / min(k.samples_s),
+        }
+        for k in kernels
+    )
+
+
+def check_against_ceiling(record: Record) -> list[str]:
+    """What speaks against a record: a decode rate above what the same run's bandwidth allows, by more than its noise."""
+    frame = measured_frame([record])
+    decode = frame[frame["phase"] == "decode"].dropna(subset=["share"])
+    return [
+        f"decode of {row.model} {row.format} at {row.tok_per_s:.1f} tok/s is {row.share:.2f} of the ceiling from the bandwidth measured in the same run;"
+        " one of the two is wrong: measure again on a quiet machine"
+        for row in decode[decode["share"] > 1.1].itertuples()
+    ]
+
+
+# ── what is possible ──────────────────────────────────────────────────────────────────────────────
+
+
+def model_frame(models: Iterable[Model]) -> pd.DataFrame:
+    """One row per model and format: stored and read bytes, bits per weight, parameters."""
+    rows = []
+    for model in models:
+        for format_id in model.formats:
+            fmt = registry.load_format(format_id)
+            n_parameters = parameters(model)
+            stored = weight_bytes(model, fmt)
+            rows.append(
+                {
+                    "model": model.name,
+                    "kind": "MoE" if model.shape.experts else "dense",
+                    "format": format_id,
+                    "parameters": n_parameters,
+                    "weight_bytes": stored,
+                    "weight_bytes_read": weight_bytes_read(model, fmt),
+                    "bits_per_weight": 8 * stored / n_parameters,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def device_frame(
+    device: Device, configuration: Configuration, models: Iterable[Model], *, n_ctx: int, n_prompt: int = 2048
+) -> pd.DataFrame:
+    """One row per model and format: fit at ``n_ctx`` and the two ceilings at depth 0.
+
+    The prefill ceiling uses the dense FP16 peak with FP32 accumulation; llama.cpp's integer kernels may have another.
+    """
+    peak = device.peak("fp16")
+    rows = []
+    for model in models:
+        for format_id in model.formats:
+            fmt = registry.load_format(format_id)
+            budget = fit.memory_budget(model, fmt, n_ctx=n_ctx, usable_bytes=configuration.usable_bytes)
+            flop = limits.prefill_flop(model, n_tokens=n_prompt)
+            rows.append(
+                {
+                    "model": model.name,
+                    "kind": "MoE" if model.shape.experts else "dense",
+                    "format": format_id,
+                    "weight_bytes": budget.weight_bytes,
+                    "total_bytes": budget.total_bytes,
+                    "verdict": budget.verdict,
+                    "headroom_bytes": budget.headroom_bytes,
+                    "largest_context": fit.largest_context(model, fmt, usable_bytes=configuration.usable_bytes),
+                    "decode_ceiling_tok_per_s": limits.decode_ceiling_tok_per_s(
+                        configuration.bandwidth_bytes_per_s, limits.decode_step_bytes(model, fmt)
+                    ),
+                    "prefill_ceiling_tok_per_s": limits.prefill_ceiling_tok_per_s(
+                        peak.base("compute") if peak else None, flop, n_tokens=n_prompt
+                    ),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def budget_frame(budget: fit.MemoryBudget) -> pd.DataFrame:
+    """The budget by line, in bytes; the last row is what is left."""
+    lines = {
+        "weights": budget.weight_bytes,
+        "KV cache": budget.kv_cache_bytes,
+        "compute buffer (estimate)": budget.compute_buffer_bytes,
+        "headroom": budget.headroom_bytes,
+    }
+    return pd.DataFrame({"part": list(lines), "bytes": list(lines.values())})
+
+
+def explain_fit(model: Model, fmt: Format, configuration: Configuration, *, n_ctx: int) -> list[str]:
+    """The arithmetic of the verdict, a line a step."""
+    budget = fit.memory_budget(model, fmt, n_ctx=n_ctx, usable_bytes=configuration.usable_bytes)
+    full, windowed = limits.kv_layers(model.shape)
+    layers = f"{full} layers" + (f" and {windowed} with a window of {model.shape.sliding_window}" if windowed else "")
+    return [
+        f"weights         {budget.weight_bytes:>18,} bytes, {fmt.id}, summed over every tensor",
+        f"KV cache        {budget.kv_cache_bytes:>18,} bytes, {n_ctx:,} tokens in F16, {layers}",
+        f"compute buffer  {budget.compute_buffer_bytes:>18,} bytes, an estimate",
+        f"total           {budget.total_bytes:>18,} bytes",
+        f"usable          {budget.usable_bytes:>18,} bytes, {configuration.id}",
+        f"headroom        {budget.headroom_bytes:>18,} bytes: {budget.verdict}",
+    ]
+
+
+def explain_decode(model: Model, fmt: Format, configuration: Configuration, *, depth: int) -> list[str]:
+    """The arithmetic of the decode ceiling, a line a step."""
+    weights = weight_bytes_read(model, fmt)
+    kv = limits.kv_bytes_read(model.shape, depth)
+    ceiling = limits.decode_ceiling_tok_per_s(configuration.bandwidth_bytes_per_s, weights + kv)
+    return [
+        f"weights read    {weights:>18,} bytes per token",
+        f"K and V read    {kv:>18,} bytes per token at depth {depth:,}",
+        f"bandwidth       {configuration.bandwidth_bytes_per_s:>18,.0f} bytes/s, nominal",
+        f"decode ceiling  {ceiling:>18.2f} tok/s",
+    ]
+
+
+def decode_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The decode rows of a measured frame."""
+    return frame[frame["phase"] == "decode"].reset_index(drop=True)
+
+
+#: Columns of ``summary_frame`` and what a reader sees above them.
+SUMMARY_HEADINGS = {
+    "model": "model",
+    "format": "format",
+    "prefill": "prefill (tok/s)",
+    "decode": "decode (tok/s)",
+    "ceiling": "decode ceiling (tok/s)",
+    "share": "share of measured bandwidth",
+    "wall": "what binds",
+    "backend": "backend",
+}
+SUMMARY_FORMATS = {"prefill": "{:,.0f}", "decode": "{:,.1f}", "ceiling": "{:,.1f}", "share": "{:.0%}"}
+
+
+def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per model, format and depth: prefill and decode rates, and the share of the bandwidth measured beside them."""
+    rows = []
+    for (model, fmt, depth), part in frame.groupby(["model", "format", "depth"], sort=False):
+        prefill, decode = part[part["phase"] == "prefill"], part[part["phase"] == "decode"]
+        last = decode.iloc[-1] if len(decode) else part.iloc[-1]
+        rows.append(
+            {
+                "model": model,
+                "format": fmt,
+                "depth": depth,
+                "prefill": prefill["tok_per_s"].iloc[-1] if len(prefill) else None,
+                "decode": last["tok_per_s"] if len(decode) else None,
+                "ceiling": last.get("ceiling_tok_per_s"),
+                "share": last.get("share"),
+                "wall": last.get("wall"),
+                "backend": last["backend"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def wall_lines(frame: pd.DataFrame) -> list[str]:
+    """A sentence per decode row: what was reached, what reading and arithmetic alone allow, what binds."""
+    lines = []
+    for row in decode_rows(frame).itertuples():
+        arithmetic = "unknown" if pd.isna(row.arithmetic) else f"{row.arithmetic / 1e9:.1f}"
+        bandwidth = "unknown" if pd.isna(row.bandwidth) else f"{row.bandwidth / 1e9:.1f}"
+        lines.append(
+            f"{row.kind} {row.format}: {row.achieved / 1e9:.1f} GB/s of weights; reading alone {bandwidth}, arithmetic alone {arithmetic}: {row.wall}"
+        )
+    noise = frame["noise"].max()
+    if noise > NOISY_RATIO:
+        lines.append(f"A noisy machine: its own bandwidth moved by {noise:.2f} times within one run. Read shares with that in mind.")
+    return lines
+
+
+# ── what a device and a machine are ───────────────────────────────────────────────────────────────
+
+
+def explain_device(device: Device, configuration: Configuration) -> list[str]:
+    """Capacity, bandwidth, peak and ridge point, a line each."""
+    peak = device.peak("fp16")
+    flop_per_s = peak.base("compute") if peak else None
+    ridge = limits.ridge_point(flop_per_s, configuration.bandwidth_bytes_per_s)
+    return [
+        f"{device.name}, {configuration.id}",
+        f"memory       {configuration.memory_bytes:>18,} bytes",
+        f"usable       {configuration.usable_bytes:>18,} bytes" + ("" if configuration.usable else ", no source says less than all"),
+        f"bandwidth    {configuration.bandwidth_bytes_per_s:>18,.0f} bytes/s",
+        f"peak         {'unknown' if flop_per_s is None else f'{flop_per_s:,.0f}':>18} FLOP/s, dense FP16, FP32 accumulation",
+        f"ridge point  {'unknown' if ridge is None else f'{ridge:,.0f}':>18} FLOP/byte",
+    ]
+
+
+def ceiling_lines(rows: pd.DataFrame) -> str:
+    """The frame of a device as plain text: what fits, with how much context, and both ceilings."""
+    shown = pd.DataFrame(
+        {
+            "model": rows["model"],
+            "format": rows["format"],
+            "weights (bytes)": [f"{n:,}" for n in rows["weight_bytes"]],
+            "verdict": rows["verdict"],
+            "largest context": ["–" if pd.isna(n) else f"{int(n):,}" for n in rows["largest_context"]],
+            "decode ceiling (tok/s)": [f"{x:,.2f}" for x in rows["decode_ceiling_tok_per_s"]],
+            "prefill ceiling (tok/s)": ["–" if pd.isna(x) else f"{x:,.0f}" for x in rows["prefill_ceiling_tok_per_s"]],
+        }
+    )
+    return str(shown.to_string(index=False))
+
+
+def figure_frame(device: Device) -> pd.DataFrame:
+    """Every figure of a device with its standing and source; figures that other sources give stand below the one used."""
+    rows: list[dict[str, str]] = []
+
+    def add(name: str, figure: Figure | None) -> None:
+        if figure is None:
+            return
+        for i, entry in enumerate((figure, *figure.also)):
+            note = entry.note or (figure.because if i == 0 else "")
+            source = device.sources[entry.source]
+            rows.append(
+                {
+                    "figure": name if i == 0 else f"{name}, another source",
+                    "value": f"{entry.value:,g} {entry.unit}",
+                    "standing": entry.standing,
+                    "source": source.title,
+                    "note": note,
+                }
+            )
+
+    for c in device.configurations:
+        add(f"memory, {c.id}", c.memory)
+        add(f"usable, {c.id}", c.usable)
+        add(f"bandwidth, {c.id}", c.bandwidth)
+        add(f"price, {c.id}" + (f", asked {c.price.asked}" if c.price else ""), c.price)
+    for peak in device.peaks:
+        add(f"{peak.dtype.upper()} {peak.basis}, accumulated in {peak.accumulate.upper()}", peak)
+    add("power", device.power)
+    return pd.DataFrame(rows)
+
+
+def machine_frame(machine: Machine, description: dict[str, Any] | None = None, backend: Backend | None = None) -> pd.DataFrame:
+    """What a machine is, as rows of property and value. Give llama.cpp's ``description`` or a record's ``backend``."""
+    rows = [
+        ("registry", machine.device + (f", {machine.configuration}" if machine.configuration else "")),
+        ("processor", f"{machine.cpu}, {machine.n_cores} cores, {machine.n_threads_hw} hardware threads"),
+        ("memory", f"{machine.memory_bytes / 2**30:.1f} GiB, {machine.memory_available_bytes / 2**30:.1f} GiB available"),
+        ("system", f"{machine.system}, {machine.architecture}"),
+    ]
+    for gpu in machine.gpus:
+        memory = "memory not told" if gpu.memory_bytes is None else f"{gpu.memory_bytes / 2**30:.1f} GiB"
+        limit = "" if gpu.power_limit_w is None else f", {gpu.power_limit_w:.0f} W limit"
+        rows.append(("GPU", f"{gpu.name}, {memory}{limit}, driver {gpu.driver}"))
+    if machine.apple_working_set_bytes:
+        rows.append(("working set", f"{machine.apple_working_set_bytes / 2**30:.1f} GiB set by iogpu.wired_limit_mb"))
+    if description:
+        rows.append(("llama.cpp", f"{description['binding']}, {description['device']['description']}"))
+    if backend:
+        rows.append(("llama.cpp", f"{backend.binding}, on {backend.device}"))
+    rows += [("note", note) for note in machine.notes]
+    return pd.DataFrame(rows, columns=["property", "value"])

@@ -1,0 +1,173 @@
+"""Frames become figures: ceilings are lines, measurements are points, axes carry units.
+
+Every function takes a frame and an ``ax`` and returns the ``ax``. Colours are seaborn's colour-blind palette, and
+nothing is told by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from pandas.io.formats.style import Styler
+
+__all__ = ["budget_bar", "decode_against_bytes", "device_ceilings", "new_axes", "rates_by_wall", "roofline", "table", "yardsticks"]
+
+_VERDICT_MARKS = {"fits": "o", "tight": "D", "does_not_fit": "X"}
+VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
+
+
+def new_axes(width: float = 7.2, height: float = 4.2) -> Axes:
+    """An empty plot in the book's style."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
+    plt.rcParams["svg.hashsalt"] = "nbutils"
+    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    return ax
+
+
+def table(frame: pd.DataFrame, columns: Mapping[str, str], formats: Mapping[str, str] | None = None) -> Styler:
+    """The named columns under readable headings, without an index. Text is escaped; unknown shows as a dash.
+
+    ``formats`` maps columns to format strings, ``"{:,.1f}"`` for one.
+    """
+    shown = frame[list(columns)].rename(columns=columns)
+    by_heading = {columns[name]: pattern for name, pattern in (formats or {}).items()}
+    style = shown.style.format(escape="html", na_rep="–").hide(axis="index")
+    for heading, pattern in by_heading.items():
+        style = style.format(pattern, subset=[heading], na_rep="–", escape="html")
+    numeric = [heading for heading in shown.columns if pd.api.types.is_numeric_dtype(shown[heading])]
+    return style.set_properties(subset=numeric, **{"text-align": "right"})
+
+
+def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Decode rate over bytes read per token: the ceiling is one line of slope minus one, every file a point under it."""
+    decode = frame[frame["phase"] == "decode"]
+    colours = dict(zip(sorted(decode["format"].unique()), sns.color_palette("colorblind"), strict=False))
+    bandwidth = decode["bandwidth"].max()
+    reach = np.array([decode["step_bytes"].min() / 1.6, decode["step_bytes"].max() * 1.6])
+    ax.plot(reach / 1e9, bandwidth / reach, color="0.35", linewidth=1.5)
+    ax.annotate(
+        f"ceiling: {bandwidth / 1e9:.0f} GB/s, measured",
+        (reach[0] / 1e9, bandwidth / reach[0]),
+        xytext=(14, -4),
+        textcoords="offset points",
+        color="0.25",
+    )
+    for row in decode.itertuples():
+        marker = "s" if row.kind == "MoE" else "o"
+        ax.errorbar(
+            row.step_bytes / 1e9,
+            row.tok_per_s,
+            yerr=[[row.tok_per_s - row.low], [row.high - row.tok_per_s]],
+            fmt=marker,
+            color=colours[row.format],
+            capsize=3,
+            markersize=8,
+        )
+        ax.annotate(
+            f"{row.kind} {row.format}", (row.step_bytes / 1e9, row.tok_per_s), xytext=(0, -16), textcoords="offset points", ha="center", fontsize=8
+        )
+    ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="decode (tok/s)")
+    _plain_log_ticks(ax, "x")
+    _plain_log_ticks(ax, "y")
+    low, high = ax.get_ylim()
+    ax.set_ylim(low / 1.25, high * 1.1)
+    return ax
+
+
+def rates_by_wall(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """For each file: what decode reached, what reading alone and what arithmetic alone would allow, in GB/s of weights."""
+    decode = frame[frame["phase"] == "decode"].reset_index(drop=True)
+    labels = [f"{row.kind} {row.format}" for row in decode.itertuples()]
+    blue, orange, green = sns.color_palette("colorblind", 3)
+    y = np.arange(len(decode))
+    ax.vlines(decode["bandwidth"] / 1e9, y - 0.32, y + 0.32, color=blue, linewidth=3, label="reading alone (bandwidth)")
+    ax.vlines(decode["arithmetic"] / 1e9, y - 0.32, y + 0.32, color=orange, linewidth=3, linestyle=(0, (2, 1)), label="arithmetic alone (weights in cache)")
+    ax.plot(decode["achieved"] / 1e9, y, "o", color=green, markersize=9, label="decode, measured")
+    ax.set_yticks(y, labels)
+    ax.invert_yaxis()
+    ax.set(xlabel="weights gone through (GB/s)", xlim=(0, None))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=8)
+    return ax
+
+
+def roofline(devices: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Rooflines of devices: attainable FLOP/s over FLOP per byte. Columns: ``name, bandwidth, peak``; a missing peak is skipped."""
+    known = devices.dropna(subset=["peak"])
+    x = np.geomspace(0.5, 4096, 200)
+    styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
+    for row, colour, style in zip(known.itertuples(), sns.color_palette("colorblind"), styles, strict=False):
+        ax.plot(x, np.minimum(row.bandwidth * x, row.peak) / 1e12, color=colour, linestyle=style, label=row.name)
+    for intensity, label in ((2 / (4.9 / 8), "decode,\n4.9 bits"), (512 * 2 / (4.9 / 8), "prefill,\n512 tokens")):
+        ax.axvline(intensity, color="0.5", linewidth=1)
+        ax.annotate(label, (intensity, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=8, color="0.25")
+    ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="attainable (TFLOP/s)")
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    _plain_log_ticks(ax, "x")
+    _plain_log_ticks(ax, "y")
+    return ax
+
+
+def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Decode ceilings of one device, a line per model and format; the mark at its end says whether it fits."""
+    rows = frame.sort_values("decode_ceiling_tok_per_s", ascending=False).reset_index(drop=True)
+    y = np.arange(len(rows))
+    grey, blue, red = "0.6", sns.color_palette("colorblind")[0], sns.color_palette("colorblind")[3]
+    colours = {"fits": blue, "tight": "0.25", "does_not_fit": red}
+    ax.hlines(y, rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"], color=grey, linewidth=1.5)
+    for verdict, marker in _VERDICT_MARKS.items():
+        part = rows[rows["verdict"] == verdict]
+        if len(part):
+            ax.plot(part["decode_ceiling_tok_per_s"], part.index, marker, color=colours[verdict], markersize=8, label=VERDICT_WORDS[verdict])
+    for position, row in rows.iterrows():
+        ax.annotate(f"{row['decode_ceiling_tok_per_s']:,.1f}", (row["decode_ceiling_tok_per_s"], position), xytext=(8, -3), textcoords="offset points", fontsize=8)
+    ax.set_yticks(y, [f"{m} {f}" for m, f in zip(rows["model"], rows["format"], strict=True)])
+    ax.invert_yaxis()
+    ax.set(xscale="log", xlabel="decode ceiling, one sequence, depth 0 (tok/s)")
+    ax.set_xlim(rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"].max() * 2.2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=3, frameon=False, fontsize=8)
+    _plain_log_ticks(ax, "x")
+    return ax
+
+
+def budget_bar(frame: pd.DataFrame, usable_bytes: int, *, ax: Axes) -> Axes:
+    """A memory budget as one stacked bar against what a program may use, which is a line."""
+    left = 0.0
+    hatches = ["", "//", "..", "xx"]
+    parts = frame[frame["part"] != "headroom"]
+    for row, colour, hatch in zip(parts.itertuples(), sns.color_palette("colorblind"), hatches, strict=False):
+        ax.barh(0, row.bytes / 1e9, left=left, color=colour, hatch=hatch, edgecolor="white", label=f"{row.part}: {row.bytes / 1e9:.2f} GB")
+        left += row.bytes / 1e9
+    ax.axvline(usable_bytes / 1e9, color="0.2", linewidth=2, label=f"usable: {usable_bytes / 1e9:.1f} GB")
+    ax.set(xlabel="memory (GB)", yticks=[], xlim=(0, max(left, usable_bytes / 1e9) * 1.06))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=2, frameon=False, fontsize=8)
+    return ax
+
+
+def yardsticks(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Measured bandwidths: the best sample as a point, the median as a tick."""
+    rows = frame.reset_index(drop=True)
+    y = np.arange(len(rows))
+    ax.plot(rows["best"] / 1e9, y, "o", color=sns.color_palette("colorblind")[0], label="best sample")
+    ax.plot(rows["median"] / 1e9, y, "|", color="0.2", markersize=16, markeredgewidth=2, label="median")
+    ax.set_yticks(y, [f"{k}: {m}" for k, m in zip(rows["kind"], rows["method"], strict=True)])
+    ax.invert_yaxis()
+    ax.set(xlabel="bandwidth (GB/s)", xlim=(0, None))
+    ax.margins(y=0.2)
+    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    return ax
+
+
+def _plain_log_ticks(ax: Axes, axis: str) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade, where there are few decades; powers are for other readers."""
+    target = ax.xaxis if axis == "x" else ax.yaxis
+    low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
+    steps = (1, 2, 5) if high / low < 300 else (1,)
+    target.set_major_locator(LogLocator(subs=steps))
+    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    target.set_minor_formatter(NullFormatter())

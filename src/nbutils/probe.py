@@ -1,0 +1,215 @@
+"""What is this machine: processor, memory, graphics cards, and how fast they really are.
+
+"None" is a normal answer. Vendor figures stay in the registry; what is found here goes into a record.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from nbutils import engine, registry
+from nbutils.errors import MissingExtra
+from nbutils.specs import Device, Gpu, KernelRate, Machine, Yardstick
+
+__all__ = ["gpu_states", "identify", "machine", "n_threads_default", "speed"]
+
+#: How far a reported memory size may lie under the nominal one: firmware and kernel keep some of it.
+_MEMORY_TOLERANCE = 0.12
+
+
+def machine() -> Machine:
+    """Everything about this machine that needs no timing."""
+    psutil = _psutil()
+    memory = psutil.virtual_memory()
+    gpus = tuple(_gpus())
+    cpu = _cpu_name()
+    working_set = _apple_working_set(memory.total)
+    device, configuration = identify(cpu, gpus, memory.total)
+    notes = []
+    if not gpus:
+        notes.append("no NVIDIA GPU answers NVML")
+    for gpu in gpus:
+        if gpu.memory_bytes is None:
+            notes.append(f"NVML does not say how much memory {gpu.name} has; the system's memory is used instead")
+    if device == "unlisted":
+        notes.append("not in the registry: compared only with itself")
+    return Machine(
+        device=device,
+        configuration=configuration,
+        system=f"{platform.system()} {platform.release()}"[:200],
+        architecture=platform.machine(),
+        cpu=cpu,
+        n_cores=psutil.cpu_count(logical=False) or os.cpu_count() or 1,
+        n_threads_hw=psutil.cpu_count(logical=True) or 1,
+        memory_bytes=memory.total,
+        memory_available_bytes=memory.available,
+        gpus=gpus,
+        apple_working_set_bytes=working_set,
+        notes=tuple(notes),
+    )
+
+
+def n_threads_default() -> int:
+    """One thread per physical core this process may use: what llama.cpp's own tools start with."""
+    psutil = _psutil()
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def identify(cpu: str, gpus: tuple[Gpu, ...], system_memory_bytes: int) -> tuple[str, str]:
+    """The registry's device and configuration for this machine, or ``("unlisted", "")``.
+
+    Names are compared whole; of several configurations the one is taken whose memory is nearest, within 12 %.
+    """
+    names = {gpu.name for gpu in gpus}
+    memory = next((g.memory_bytes for g in gpus if g.memory_bytes), None) or system_memory_bytes
+    for device_id in registry.device_ids():
+        device = registry.load_device(device_id)
+        if names.intersection(device.nvml_names) or cpu in device.chip_names:
+            found = _nearest_configuration(device, memory if device.memory_kind == "discrete" else system_memory_bytes)
+            if found:
+                return device_id, found
+    return "unlisted", ""
+
+
+def _nearest_configuration(device: Device, memory_bytes: int) -> str:
+    best = min(device.configurations, key=lambda c: abs(c.memory_bytes - memory_bytes))
+    return best.id if abs(best.memory_bytes - memory_bytes) <= _MEMORY_TOLERANCE * best.memory_bytes else ""
+
+
+def speed(*, seconds: float, n_threads: int, use_gpu: bool, progress: engine.Progress | None = None) -> dict[str, Any]:
+    """Measured bandwidth and kernel rates: ``{yardsticks, kernels, matrix}`` as parsed values."""
+    found = engine.probe_speed(seconds=seconds, n_threads=n_threads, use_gpu=use_gpu, progress=progress)
+    return {
+        "yardsticks": [Yardstick.model_validate(y) for y in found["yardsticks"]],
+        "kernels": [KernelRate.model_validate(k) for k in found["kernels"]],
+        "matrix": [KernelRate.model_validate(k) for k in found["matrix"]],
+    }
+
+
+# ── graphics cards, through NVML ──────────────────────────────────────────────────────────────────
+
+
+def _nvml() -> Any | None:
+    """The NVML module, initialised, or ``None`` where there is no driver."""
+    try:
+        import pynvml
+    except ImportError:
+        raise MissingExtra("probing needs nvidia-ml-py: pip install -e '.[engine]'") from None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def _ask(nvml: Any, question: str, *arguments: Any) -> Any | None:
+    """One NVML question; ``None`` where the driver refuses it, as unified-memory machines do for memory."""
+    try:
+        return getattr(nvml, question)(*arguments)
+    except nvml.NVMLError:
+        return None
+
+
+def _gpus() -> list[Gpu]:
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    try:
+        driver = _text(_ask(nvml, "nvmlSystemGetDriverVersion"))
+        return [_gpu(nvml, index, driver) for index in range(_ask(nvml, "nvmlDeviceGetCount") or 0)]
+    finally:
+        _ask(nvml, "nvmlShutdown")
+
+
+def _gpu(nvml: Any, index: int, driver: str) -> Gpu:
+    handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", index)
+    if handle is None:
+        return Gpu(name=f"GPU {index}, lost", driver=driver, refused=("handle",))
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    limit = _ask(nvml, "nvmlDeviceGetPowerManagementLimit", handle)
+    return Gpu(
+        name=_text(_ask(nvml, "nvmlDeviceGetName", handle)) or f"GPU {index}",
+        memory_bytes=memory.total if memory else None,
+        driver=driver,
+        power_limit_w=None if limit is None else limit / 1000,
+        refused=tuple(name for name, answer in (("memory", memory), ("power limit", limit)) if answer is None),
+    )
+
+
+def gpu_states(when: str) -> list[dict[str, Any]]:
+    """Clocks, power, temperature and throttle reasons of every GPU, as NVML gives them; absent where it refuses."""
+    nvml = _nvml()
+    if nvml is None:
+        return []
+    try:
+        return [_gpu_state(nvml, index, when) for index in range(_ask(nvml, "nvmlDeviceGetCount") or 0)]
+    finally:
+        _ask(nvml, "nvmlShutdown")
+
+
+def _gpu_state(nvml: Any, index: int, when: str) -> dict[str, Any]:
+    state: dict[str, Any] = {"when": when, "gpu": index, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+    handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", index)
+    if handle is None:
+        return state | {"lost": True}
+    milliwatts = _ask(nvml, "nvmlDeviceGetPowerUsage", handle)
+    answers = {
+        "graphics_clock_mhz": _ask(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_GRAPHICS),
+        "memory_clock_mhz": _ask(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_MEM),
+        "power_w": None if milliwatts is None else milliwatts / 1000,
+        "temperature_c": _ask(nvml, "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
+        "throttle_reasons": _ask(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle),
+    }
+    return state | {name: answer for name, answer in answers.items() if answer is not None}
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+
+
+# ── the rest ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _psutil() -> Any:
+    try:
+        import psutil
+    except ImportError:
+        raise MissingExtra("probing needs psutil: pip install -e '.[engine]'") from None
+    return psutil
+
+
+def _cpu_name() -> str:
+    """The processor's marketing name; ``platform.processor()`` says ``x86_64`` on most Linux machines."""
+    name = ""
+    if platform.system() == "Darwin":
+        name = _sysctl("machdep.cpu.brand_string")
+    elif platform.system() == "Windows":
+        name = os.environ.get("PROCESSOR_IDENTIFIER", "")
+    else:
+        try:
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+            name = next((line.split(":", 1)[1] for line in lines if line.startswith(("model name", "Model"))), "")
+        except OSError:
+            pass
+    return " ".join((name or platform.processor() or platform.machine() or "unknown").split())[:200]
+
+
+def _apple_working_set(memory_bytes: int) -> int | None:
+    """What macOS lets the GPU use: the limit set by ``iogpu.wired_limit_mb``; ``None`` off Apple or when none is set."""
+    if platform.system() != "Darwin":
+        return None
+    megabytes = _sysctl("iogpu.wired_limit_mb")
+    return int(megabytes) * 2**20 if megabytes.isdigit() and int(megabytes) else None
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

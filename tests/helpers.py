@@ -34,7 +34,7 @@ from nbutils.specs import (
 )
 from nbutils.tensors import tensors
 
-# No database: tests leave nothing in the folder they are run from. The same examples every time: a red run can be run again.
+# No database of past failures, and the same examples every time: a red run can be run again.
 settings.register_profile("nbutils", deadline=None, database=None, derandomize=True, max_examples=60)
 settings.load_profile("nbutils")
 

@@ -15,14 +15,15 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
-from nbutils._ggml import TYPES, Ggml
+from nbutils._ggml import TYPES, Ggml, Product
 from nbutils.errors import EngineError
 
 Event = Callable[..., None]
@@ -41,7 +42,7 @@ def main() -> int:
         _send(answers, event, fields)
 
     request = json.loads(sys.stdin.readline())
-    operations = {"describe": _describe, "inspect": _inspect, "probe": _probe, "measure": _measure}
+    operations: dict[str, Callable[..., Any]] = {"describe": _describe, "inspect": _inspect, "probe": _probe, "measure": _measure}
     try:
         emit("result", value=operations[request.pop("op")](emit, **request))
     except EngineError as error:
@@ -78,7 +79,7 @@ def _llama() -> Any:
     """Import llama_cpp with its log sent to standard error, warnings and errors only."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
         if level >= 3:
             sys.stderr.write(text.decode(errors="replace"))
@@ -182,45 +183,83 @@ def _kv_bytes(number: Callable[..., Any], arch: str, fields: Any) -> int | None:
 
 def _probe(emit: Event, seconds: float, n_threads: int, use_gpu: bool) -> dict[str, Any]:
     """Yardsticks of reading and copying, and ggml's rates for the three types the stand-ins come in."""
-    yardsticks = _yardsticks(emit, "probe", seconds, n_threads, use_gpu, copy=True)
-    kernels = []
-    for tensor_type in ("F16", "Q8_0", "Q4_K"):
-        kernels += _kernels(emit, "probe", tensor_type, seconds, n_threads, use_gpu)
-    return {"yardsticks": yardsticks, "kernels": kernels, "matrix": _matrix_rate(emit, seconds, n_threads, use_gpu)}
+    rulers = _Rulers(emit, n_threads=n_threads, use_gpu=use_gpu)
+    yardsticks = rulers.yardsticks("probe", seconds, copy=True)
+    kernels = [k for tensor_type in ("F16", "Q8_0", "Q4_K") for k in rulers.kernels("probe", tensor_type, seconds)]
+    return {"yardsticks": yardsticks, "kernels": kernels, "matrix": rulers.matrix_rates(seconds)}
 
 
-def _yardsticks(emit: Event, when: str, seconds: float, n_threads: int, use_gpu: bool, *, copy: bool = False) -> list[dict[str, Any]]:
-    """Bandwidth two ways: a plain program (numpy) and ggml's own matrix-vector product."""
-    found = []
-    ggml = Ggml(use_gpu=use_gpu, n_threads=n_threads)
-    try:
-        emit("progress", stage=f"bandwidth {when}: ggml product")
+class _Rulers:
+    """What a machine's bandwidth and arithmetic are measured with, at one number of threads on one backend."""
+
+    def __init__(self, emit: Event, *, n_threads: int, use_gpu: bool) -> None:
+        self._emit, self._n_threads, self._use_gpu = emit, n_threads, use_gpu
+
+    def yardsticks(self, when: str, seconds: float, *, copy: bool = False) -> list[dict[str, Any]]:
+        """Bandwidth two ways: ggml's own matrix-vector product, and a plain program (numpy)."""
+        self._emit("progress", stage=f"bandwidth {when}: ggml product")
         n_columns = 4096
-        n_rows = YARDSTICK_BYTES // 2 // n_columns
-        n_bytes, samples = ggml.time_product("F16", n_rows=n_rows, n_columns=n_columns, n_batch=1, seconds=seconds)
-        where = "gpu" if ggml.is_gpu else "cpu"
-        found.append(_yardstick(when, "ggml F16 matrix-vector product", "read", where, n_threads, n_bytes, samples))
-    finally:
-        ggml.close()
-    emit("progress", stage=f"bandwidth {when}: numpy")
-    with ThreadPoolExecutor(n_threads) as pool:
-        arrays = [np.full(YARDSTICK_BYTES // 8 // n_threads, 1.0) for _ in range(n_threads)]
-        n_bytes = sum(a.nbytes for a in arrays)
-        samples = _sample(lambda: list(pool.map(np.max, arrays)), seconds)
-        found.append(_yardstick(when, "numpy maximum over an array per thread", "read", "cpu", n_threads, n_bytes, samples))
-        if copy:
-            targets = [np.empty_like(a) for a in arrays]
-            samples = _sample(lambda: list(pool.map(np.copyto, targets, arrays)), seconds)
-            found.append(_yardstick(when, "numpy copy, bytes read plus bytes written", "copy", "cpu", n_threads, 2 * n_bytes, samples))
-            pairs = [(t.ctypes.data, a.ctypes.data, a.nbytes) for t, a in zip(targets, arrays, strict=True)]
-            samples = _sample(lambda: list(pool.map(lambda p: ctypes.memmove(*p), pairs)), seconds)
-            found.append(_yardstick(when, "C memmove, bytes read plus bytes written", "copy", "cpu", n_threads, 2 * n_bytes, samples))
-    return found
+        with self._ggml() as ggml:
+            n_bytes, samples = ggml.time_product("F16", Product(YARDSTICK_BYTES // 2 // n_columns, n_columns), seconds=seconds)
+            where = "gpu" if ggml.is_gpu else "cpu"
+        found = [self._entry(n_bytes, samples, when=when, method="ggml F16 matrix-vector product", kind="read", where=where)]
+        self._emit("progress", stage=f"bandwidth {when}: numpy")
+        with ThreadPoolExecutor(self._n_threads) as pool:
+            arrays = [np.full(YARDSTICK_BYTES // 8 // self._n_threads, 1.0) for _ in range(self._n_threads)]
+            n_bytes = sum(a.nbytes for a in arrays)
 
+            def add(method: str, kind: str, factor: int, call: Callable[[], Any]) -> None:
+                samples = _sample(call, seconds)
+                found.append(self._entry(factor * n_bytes, samples, when=when, method=method, kind=kind, where="cpu"))
 
-def _yardstick(when: str, method: str, kind: str, where: str, n_threads: int, n_bytes: int, samples: list[float]) -> dict[str, Any]:
-    fields = {"when": when, "method": method, "kind": kind, "where": where, "n_threads": n_threads, "n_bytes": n_bytes}
-    return {**fields, "samples_s": _rounded(samples)}
+            add("numpy maximum over an array per thread", "read", 1, lambda: list(pool.map(np.max, arrays)))
+            if copy:
+                targets = [np.empty_like(a) for a in arrays]
+                pairs = [(t.ctypes.data, a.ctypes.data, a.nbytes) for t, a in zip(targets, arrays, strict=True)]
+                add("numpy copy, bytes read plus bytes written", "copy", 2, lambda: list(pool.map(np.copyto, targets, arrays)))
+                add("C memmove, bytes read plus bytes written", "copy", 2, lambda: list(pool.map(lambda p: ctypes.memmove(*p), pairs)))
+        return found
+
+    def kernels(self, when: str, tensor_type: str, seconds: float) -> list[dict[str, Any]]:
+        """The matrix-vector product of one type, with weights in cache and far outside it; nothing for a type ggml is not asked for."""
+        if tensor_type not in TYPES:
+            return []
+        found = []
+        with self._ggml() as ggml:
+            # 2 MiB of weights stay in the caches of two cores; a GPU has larger ones and needs more to keep busy.
+            in_cache = Product(4096, 4096, n_products=20) if ggml.is_gpu else Product(1024, 1024 if tensor_type == "F16" else 2048, n_products=50)
+            for placement, product in (("cache", in_cache), ("memory", Product(65536, 4096))):
+                self._emit("progress", stage=f"{tensor_type} product, weights in {placement}")
+                found.append(self._kernel(ggml, product, seconds, when=when, tensor_type=tensor_type, placement=placement))
+        return found
+
+    def matrix_rates(self, seconds: float) -> list[dict[str, Any]]:
+        """Large matrix products, as prefill does them."""
+        found = []
+        with self._ggml() as ggml:
+            n = 8192 if ggml.is_gpu else 2048
+            for tensor_type in TYPES:
+                self._emit("progress", stage=f"matrix rate: {tensor_type}")
+                product = Product(n, n, n_batch=512)
+                found.append(self._kernel(ggml, product, seconds, when="probe", tensor_type=tensor_type, placement="memory"))
+        return found
+
+    @contextmanager
+    def _ggml(self) -> Iterator[Ggml]:
+        ggml = Ggml(use_gpu=self._use_gpu, n_threads=self._n_threads)
+        try:
+            yield ggml
+        finally:
+            ggml.close()
+
+    def _kernel(self, ggml: Ggml, product: Product, seconds: float, **fields: str) -> dict[str, Any]:
+        n_bytes, samples = ggml.time_product(fields["tensor_type"], product, seconds=seconds)
+        # A graph goes through the same weights n_products times, so its FLOP count as that many batches of rows.
+        sizes = {"n_rows": product.n_rows * product.n_products, "n_columns": product.n_columns, "n_batch": product.n_batch}
+        return self._entry(n_bytes, samples, **fields, **sizes)
+
+    def _entry(self, n_bytes: int, samples: list[float], **fields: Any) -> dict[str, Any]:
+        return {**fields, "n_threads": self._n_threads, "n_bytes": n_bytes, "samples_s": _rounded(samples)}
 
 
 def _sample(call: Callable[[], Any], seconds: float) -> list[float]:
@@ -235,48 +274,6 @@ def _sample(call: Callable[[], Any], seconds: float) -> list[float]:
     return samples
 
 
-def _kernels(emit: Event, when: str, tensor_type: str, seconds: float, n_threads: int, use_gpu: bool) -> list[dict[str, Any]]:
-    """The matrix-vector product of one type, with weights in cache and far outside it."""
-    if tensor_type not in TYPES:
-        return []
-    found = []
-    ggml = Ggml(use_gpu=use_gpu, n_threads=n_threads)
-    try:
-        # 2 Mi weights stay in the caches of two cores; a GPU has larger ones and needs more to keep busy.
-        in_cache = (4096, 4096, 20) if ggml.is_gpu else (1024, 1024 if tensor_type == "F16" else 2048, 50)
-        for placement, (n_rows, n_columns, n_products) in (("cache", in_cache), ("memory", (65536, 4096, 1))):
-            emit("progress", stage=f"{tensor_type} product, weights in {placement}")
-            n_bytes, samples = ggml.time_product(
-                tensor_type, n_rows=n_rows, n_columns=n_columns, n_batch=1, seconds=seconds, n_products=n_products
-            )
-            found.append(_kernel(when, tensor_type, placement, n_rows, n_columns, 1, n_threads, n_bytes, samples))
-    finally:
-        ggml.close()
-    return found
-
-
-def _matrix_rate(emit: Event, seconds: float, n_threads: int, use_gpu: bool) -> list[dict[str, Any]]:
-    """Large matrix products, as prefill does them."""
-    found = []
-    ggml = Ggml(use_gpu=use_gpu, n_threads=n_threads)
-    try:
-        n, n_batch = (8192, 512) if ggml.is_gpu else (2048, 512)
-        for tensor_type in TYPES:
-            emit("progress", stage=f"matrix rate: {tensor_type}")
-            n_bytes, samples = ggml.time_product(tensor_type, n_rows=n, n_columns=n, n_batch=n_batch, seconds=seconds)
-            found.append(_kernel("probe", tensor_type, "memory", n, n, n_batch, n_threads, n_bytes, samples))
-    finally:
-        ggml.close()
-    return found
-
-
-def _kernel(
-    when: str, tensor_type: str, placement: str, n_rows: int, n_columns: int, n_batch: int, n_threads: int, n_bytes: int, samples: list[float]
-) -> dict[str, Any]:
-    fields = {"when": when, "tensor_type": tensor_type, "placement": placement, "n_rows": n_rows, "n_columns": n_columns}
-    return {**fields, "n_batch": n_batch, "n_threads": n_threads, "n_bytes": n_bytes, "samples_s": _rounded(samples)}
-
-
 def _rounded(samples: list[float]) -> list[float]:
     """Microseconds and a tenth: finer than any clock here is true, and short in a file."""
     return [round(s, 7) for s in samples]
@@ -286,23 +283,26 @@ def _rounded(samples: list[float]) -> list[float]:
 
 
 def _measure(
-    emit: Event, path: str, points: list[dict[str, Any]], repetitions: int, yardstick_s: float, settings: dict[str, Any]
+    emit: Event, *, path: str, points: list[dict[str, Any]], repetitions: int, yardstick_s: float, settings: dict[str, Any], n_sample: int
 ) -> dict[str, Any]:
     """llama-bench's protocol on one file: per point warm up, then repeat with a cleared memory, every sample kept."""
     facts = _inspect(emit, path)
-    n_threads, use_gpu = settings["n_threads"], settings["n_gpu_layers"] != 0
+    rulers = _Rulers(emit, n_threads=settings["n_threads"], use_gpu=settings["n_gpu_layers"] != 0)
     bench = _Bench(_llama(), path, settings)
     try:
         emit("progress", stage="loading")
         bench.load()
         # The rulers run beside the loaded model, so that both see the same machine.
-        yardsticks = _yardsticks(emit, "before", yardstick_s, n_threads, use_gpu)
-        kernels = _kernels(emit, "before", facts["common_type"], yardstick_s / 2, n_threads, use_gpu)
-        measured = [bench.point(emit, repetitions=repetitions, **point) for point in points]
-        yardsticks += _yardsticks(emit, "after", yardstick_s, n_threads, use_gpu)
+        yardsticks = rulers.yardsticks("before", yardstick_s)
+        kernels = rulers.kernels("before", facts["common_type"], yardstick_s / 2)
+        measured = []
+        for position, point in enumerate(points):
+            measured.append(bench.point(emit, repetitions=repetitions, **point))
+            yardsticks += rulers.yardsticks("between" if position + 1 < len(points) else "after", yardstick_s)
+        text = bench.sample(n_sample) if n_sample else ""
     finally:
         bench.close()
-    return {"facts": facts, "points": measured, "yardsticks": yardsticks, "kernels": kernels}
+    return {"facts": facts, "points": measured, "yardsticks": yardsticks, "kernels": kernels, "sample_text": text}
 
 
 class _Bench:
@@ -346,6 +346,24 @@ class _Bench:
         finally:
             self._llama.llama_free(context)
         return {"kind": kind, "n_tokens": n_tokens, "depth": depth, "warmup_s": round(warmup_s, 7), "repetitions_s": samples}
+
+    def sample(self, n_tokens: int) -> str:
+        """Text of ``n_tokens`` tokens drawn at temperature 1 after one random token: what the model has to say."""
+        context = self._context(n_tokens + 1)
+        draw = np.random.default_rng(self._settings["seed"])
+        piece = ctypes.create_string_buffer(256)
+        token, text = self._random.randrange(self._n_vocab), b""
+        try:
+            for _ in range(n_tokens):
+                self._advance(context, (self._llama.llama_token * 1)(token))
+                logits = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(context, -1), (self._n_vocab,)).astype(np.float64)
+                weights = np.exp(logits - logits.max())
+                token = int(draw.choice(self._n_vocab, p=weights / weights.sum()))
+                length = self._llama.llama_token_to_piece(self._vocab, token, piece, len(piece), 0, False)
+                text += piece.raw[: max(0, length)]
+        finally:
+            self._llama.llama_free(context)
+        return "".join(c if c.isprintable() else " " for c in text.decode(errors="replace")).strip()
 
     def _context(self, n_ctx: int) -> Any:
         llama, settings = self._llama, self._settings

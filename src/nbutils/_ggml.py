@@ -10,18 +10,32 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Ggml", "TYPES"]
+__all__ = ["TYPES", "Ggml", "Product"]
 
 #: ggml_type numbers: fixed by the GGUF format.
 TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_K": 12}
 _DEVICE_CPU, _DEVICE_GPU, _DEVICE_IGPU = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A weight matrix of ``n_rows`` x ``n_columns`` times ``n_batch`` vectors, ``n_products`` times in one graph.
+
+    More than one product amortises the start of a graph, which matters when the weights are small.
+    """
+
+    n_rows: int
+    n_columns: int
+    n_batch: int = 1
+    n_products: int = 1
 
 
 class _InitParams(ctypes.Structure):
@@ -110,16 +124,13 @@ class Ggml:
     def close(self) -> None:
         self._f["ggml_backend_free"](self._backend)
 
-    def time_product(
-        self, tensor_type: str, *, n_rows: int, n_columns: int, n_batch: int, seconds: float, n_products: int = 1
-    ) -> tuple[int, list[float]]:
-        """Time ``n_products`` products in one graph, with the same weights, again and again for ``seconds``.
+    def time_product(self, tensor_type: str, product: Product, *, seconds: float) -> tuple[int, list[float]]:
+        """Time a product with weights of ``tensor_type``, again and again for ``seconds``.
 
-        ``n_products`` above one amortises the start of a graph, which matters when the weights are small. Returns the
-        bytes of weights gone through per sample and the samples in seconds; the first, which touches cold pages, is dropped.
+        Returns the bytes of weights gone through per sample, and the samples in seconds; the first, which touches cold
+        pages, is dropped.
         """
-        with ExitStack() as stack:
-            graph, n_bytes = stack.enter_context(self._graph(tensor_type, n_rows, n_columns, n_batch, n_products))
+        with self._graph(tensor_type, product) as (graph, n_bytes):
             samples: list[float] = []
             end = None
             while end is None or len(samples) < 3 or (time.perf_counter() < end and len(samples) < 400):
@@ -133,23 +144,23 @@ class Ggml:
                     end = time.perf_counter() + seconds
                 else:
                     samples.append(elapsed)
-            return n_products * n_bytes, samples
+            return product.n_products * n_bytes, samples
 
     @contextmanager
-    def _graph(self, tensor_type: str, n_rows: int, n_columns: int, n_batch: int, n_products: int) -> Iterator[tuple[Any, int]]:
+    def _graph(self, tensor_type: str, product: Product) -> Iterator[tuple[Any, int]]:
         f = self._f
-        size = (n_products + 8) * f["ggml_tensor_overhead"]() + f["ggml_graph_overhead"]()
+        size = (product.n_products + 8) * f["ggml_tensor_overhead"]() + f["ggml_graph_overhead"]()
         context = f["ggml_init"](_InitParams(size, None, True))
         buffer = None
         try:
-            weights = f["ggml_new_tensor_2d"](context, TYPES[tensor_type], n_columns, n_rows)
-            vector = f["ggml_new_tensor_2d"](context, TYPES["F32"], n_columns, n_batch)
+            weights = f["ggml_new_tensor_2d"](context, TYPES[tensor_type], product.n_columns, product.n_rows)
+            vector = f["ggml_new_tensor_2d"](context, TYPES["F32"], product.n_columns, product.n_batch)
             graph = f["ggml_new_graph"](context)
-            for _ in range(n_products):
+            for _ in range(product.n_products):
                 f["ggml_build_forward_expand"](graph, f["ggml_mul_mat"](context, weights, vector))
             buffer = f["ggml_backend_alloc_ctx_tensors"](context, self._backend)
             if not buffer:
-                raise MemoryError(f"no memory for a {tensor_type} matrix of {n_rows} x {n_columns}")
+                raise MemoryError(f"no memory for a {tensor_type} matrix of {product.n_rows} x {product.n_columns}")
             self._fill(weights)
             self._fill(vector)
             yield graph, f["ggml_nbytes"](weights)

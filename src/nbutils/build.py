@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 import subprocess
 import sys
 import time
@@ -102,9 +103,7 @@ class _Stages:
 # ── this machine ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _this_machine(
-    options: Options, root: Path, out: Path, ledger: sweep.Ledger, stage: _Stages, console: Console
-) -> tuple[list[Path], list[Record]]:
+def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger, stage: _Stages, console: Console) -> tuple[list[Path], list[Record]]:
     description = engine.describe()
     measure.check_backend(description, cpu=options.cpu)
     timing = sweep.digest([root / "src" / "nbutils" / f"{name}.py" for name in _TIMING_MODULES])
@@ -266,7 +265,7 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root), "--toc", str(toc)]
     command += ["-W", "-n", "--keep-going", "--all"]
     # Chapters run in kernels of their own; matplotlib must not look for a screen there.
-    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore"}
+    environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
     log = out / "nbutils" / "jupyter-book.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w+", encoding="utf-8", errors="replace") as words:
@@ -274,8 +273,8 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
         assert process.stdout is not None
         for line in process.stdout:
             words.write(line)
-            if "Executing" in line or "building [" in line or "writing output" in line:
-                say(line.strip()[:100])
+            if told := re.search(r"(reading sources|writing output)\.\.\. \[ *(\d+%)\] (\S+)", line):
+                say(" ".join(told.groups()))
         code = process.wait()
     if code != 0:
         raise DataError(f"jupyter-book stopped with code {code}: {_first_complaint(log)} (all of it: {log})")
@@ -284,7 +283,8 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
 
 def _first_complaint(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in lines if "WARNING" in line or "ERROR" in line or "Error" in line), lines[-1] if lines else "it said nothing")
+    telling = (line.strip() for line in lines if re.search(r"WARNING:|ERROR:|Error:", line))
+    return next(telling, lines[-1] if lines else "it said nothing")
 
 
 def _toc(root: Path, out: Path, local_pages: list[Path]) -> Path:

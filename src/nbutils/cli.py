@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,9 @@ app = typer.Typer(
 records_app = typer.Typer(no_args_is_help=True, help="What was measured: list, show, check and submit records.")
 app.add_typer(records_app, name="records")
 out, err = Console(), Console(stderr=True)
+if not out.is_terminal:
+    out.width = 120  # a log has no width of its own; 80 columns would fold every table
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Measure the processor even where there is a GPU.")]
@@ -86,7 +90,7 @@ def _summary(found: list[Any]) -> Table:
     frame = frames.summary_frame(frames.measured_frame(found))
     table = Table(title="Measured on this machine")
     for name, heading in frames.SUMMARY_HEADINGS.items():
-        table.add_column(heading, justify="right" if name in frames.SUMMARY_FORMATS else "left")
+        table.add_column(heading, justify="right" if name in frames.SUMMARY_FORMATS else "left", no_wrap=name in ("model", "format", "backend"))
     for row in frame.to_dict("records"):
         table.add_row(*(_cell(row[name], frames.SUMMARY_FORMATS.get(name, "{}")) for name in frames.SUMMARY_HEADINGS))
     return table
@@ -95,7 +99,8 @@ def _summary(found: list[Any]) -> Table:
 def _cell(value: Any, pattern: str) -> str:
     from rich.markup import escape
 
-    return "–" if value is None or value != value else escape(pattern.format(value))
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "–" if missing else escape(pattern.format(value))
 
 
 @app.command()
@@ -157,10 +162,10 @@ def probe_command(
         _print_json({"machine": machine.model_dump(mode="json"), "bandwidth": _rows(rates), "kernels": _rows(kernels)})
         return
     out.print(_table("This machine", frames.machine_frame(machine, description), {"property": "{}", "value": "{}"}))
-    out.print(_table("Bandwidth (GB/s)", rates.assign(best=rates["best"] / 1e9, median=rates["median"] / 1e9),
-                     {"kind": "{}", "method": "{}", "best": "{:.1f}", "median": "{:.1f}"}))
-    out.print(_table("Kernels", kernels.assign(gb=kernels["bytes_per_s"] / 1e9, gflop=kernels["flop_per_s"] / 1e9).rename(columns={"gb": "GB/s", "gflop": "GFLOP/s"}),
-                     {"type": "{}", "placement": "{}", "n_batch": "{}", "GB/s": "{:.1f}", "GFLOP/s": "{:,.0f}"}))
+    rates = rates.assign(best=rates["best"] / 1e9, median=rates["median"] / 1e9)
+    out.print(_table("Bandwidth (GB/s)", rates, {"kind": "{}", "method": "{}", "best": "{:.1f}", "median": "{:.1f}"}))
+    kernels = kernels.assign(**{"GB/s": kernels["bytes_per_s"] / 1e9, "GFLOP/s": kernels["flop_per_s"] / 1e9})
+    out.print(_table("Kernels", kernels, {"type": "{}", "placement": "{}", "n_batch": "{}", "GB/s": "{:.1f}", "GFLOP/s": "{:,.0f}"}))
 
 
 @app.command("fit")

@@ -58,10 +58,14 @@ def measure_file(
     repetitions: int,
     yardstick_s: float,
     settings: dict[str, Any],
+    n_sample: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure one file; returns ``{facts, points, yardsticks, kernels}`` as plain values."""
-    request = {"points": points, "repetitions": repetitions, "yardstick_s": yardstick_s, "settings": settings}
+    """Measure one file; returns ``{facts, points, yardsticks, kernels, sample_text}`` as plain values.
+
+    ``n_sample`` tokens of text are produced afterwards, outside every timing.
+    """
+    request = {"points": points, "repetitions": repetitions, "yardstick_s": yardstick_s, "settings": settings, "n_sample": n_sample}
     return _call("measure", progress, path=str(_existing(path)), **request)
 
 
@@ -75,9 +79,7 @@ def _existing(path: Path) -> Path:
 def _call(op: str, progress: Progress | None = None, **request: Any) -> dict[str, Any]:
     require_engine()
     with tempfile.TemporaryFile() as words:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "nbutils._engine_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words
-        )
+        child = subprocess.Popen([sys.executable, "-m", "nbutils._engine_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
         try:
             return _converse(child, {"op": op, **request}, words, progress)
         finally:
@@ -96,7 +98,8 @@ def _close_quietly(stream: IO[bytes]) -> None:
 
 
 def _converse(child: subprocess.Popen[bytes], request: dict[str, Any], words: IO[bytes], progress: Progress | None) -> dict[str, Any]:
-    assert child.stdin is not None and child.stdout is not None
+    assert child.stdin is not None
+    assert child.stdout is not None
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         child.stdin.close()

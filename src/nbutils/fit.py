@@ -92,6 +92,7 @@ def memory_budget(model: Model, fmt: Format, *, n_ctx: int, usable_bytes: int, c
 
 def largest_context(model: Model, fmt: Format, *, usable_bytes: int, cache: Block = F16_CACHE) -> int | None:
     """The largest context that still fits, at most what the model was trained for; ``None`` when not even 256 tokens do."""
+
     def headroom(n_ctx: int) -> int:
         return memory_budget(model, fmt, n_ctx=n_ctx, usable_bytes=usable_bytes, cache=cache).headroom_bytes
 

@@ -177,14 +177,14 @@ def _is_intact(path: Path) -> bool:
         with path.open("rb") as file:
             if stat.st_size != said["bytes"] or hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
                 return False
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     _write_side_file(path, said["sha256"])
     return True
 
 
 def _recipe_digest() -> str:
-    return hashlib.sha256(f"2 {SEED} {SIZES}".encode()).hexdigest()[:8]
+    return hashlib.sha256(f"3 {SEED} {SIZES}".encode()).hexdigest()[:8]
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
@@ -217,7 +217,7 @@ def _write(path: Path, model: Model, stand_in: StandIn, fmt: Format, progress: C
         _put(file, digest, b"\0" * (-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
         for tensor, type_name in listed:
             data = _draw(tensor, type_name, stand_in, fmt)
-            _put(file, digest, memoryview(data))
+            _put(file, digest, data.data)
             _put(file, digest, b"\0" * (-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))
             progress(data.nbytes)
     return str(digest.hexdigest())
@@ -309,5 +309,6 @@ def _draw(tensor: Tensor, type_name: str, stand_in: StandIn, fmt: Format) -> npt
 _SCALES: dict[str, tuple[tuple[int, float], ...]] = {
     "Q8_0": ((0, 2.7e-4),),
     "Q4_K": ((0, 7.7e-5), (2, 7.5 * 7.7e-5)),
+    "Q5_K": ((0, 3.85e-5), (2, 15.5 * 3.85e-5)),
     "Q6_K": ((208, 1.46e-5),),
 }

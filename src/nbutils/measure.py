@@ -31,9 +31,7 @@ class ModelFile:
     reference: str = ""
 
 
-def find_model(
-    model: str = "", *, format_id: str = "Q4_K_M", repo: str = "", file: str = "", progress: engine.Progress | None = None
-) -> ModelFile:
+def find_model(model: str = "", *, format_id: str = "Q4_K_M", repo: str = "", file: str = "", progress: engine.Progress | None = None) -> ModelFile:
     """A stand-in by name, a file by path, or ``file`` of a Hugging Face ``repo``.
 
     A stand-in is made when it is not there; a hub file is fetched into huggingface_hub's own cache.
@@ -54,7 +52,7 @@ def find_model(
 
 def _from_hub(repo: str, file: str, progress: engine.Progress | None) -> ModelFile:
     if not repo or not file:
-        raise UsageError(f"a hub model needs both: repo is {repo!r}, file is {file!r}; for example repo='ggml-org/Qwen3-0.6B-GGUF'")
+        raise UsageError(f"a hub model needs a repository and a file; repo is {repo!r}, file is {file!r}")
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -69,7 +67,8 @@ def _from_hub(repo: str, file: str, progress: engine.Progress | None) -> ModelFi
     except LocalEntryNotFoundError:
         raise EngineError(f"{repo}/{file}: the hub cannot be reached and the file is not in the local cache; check the network") from None
     except HfHubHTTPError as error:
-        raise EngineError(f"{repo}/{file}: the hub answered {error.response.status_code}; check both names (and your token for a gated model)") from None
+        answer = error.response.status_code
+        raise EngineError(f"{repo}/{file}: the hub answered {answer}; check both names (and your token for a gated model)") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise EngineError(f"{repo}/{file}: could not be fetched: {type(error).__name__}: {error}") from None
     return ModelFile(path=Path(path), name=Path(file).stem[:120], origin="hub", reference=repo[:200])
@@ -99,9 +98,7 @@ def check_backend(description: dict[str, Any], *, cpu: bool) -> None:
     )
 
 
-def measure(
-    model: ModelFile, suite: Suite, *, n_threads: int = 0, cpu: bool = False, progress: engine.Progress | None = None
-) -> Record:
+def measure(model: ModelFile, suite: Suite, *, n_threads: int = 0, cpu: bool = False, progress: engine.Progress | None = None) -> Record:
     """Run ``suite`` on ``model`` in the child process and return the record; nothing is written.
 
     ``n_threads`` 0 means one per physical core. Raises ``EngineError`` when llama.cpp refuses, crashes or hangs.
@@ -129,6 +126,7 @@ def measure(
         repetitions=suite.repetitions,
         yardstick_s=suite.yardstick_s,
         settings=settings.model_dump(),
+        n_sample=24 if model.origin == "stand-in" else 0,
         progress=progress,
     )
     facts = {k: v for k, v in found["facts"].items() if k != "common_type"}
@@ -148,6 +146,7 @@ def measure(
             points=found["points"],
             yardsticks=found["yardsticks"],
             kernels=found["kernels"],
+            sample_text=found["sample_text"][:400],
             states=tuple(before + probe.gpu_states("after")),
             versions=_versions(),
             commit=_commit(),

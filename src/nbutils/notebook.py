@@ -52,13 +52,8 @@ def parameters(namespace: dict[str, Any]) -> None:
     types = declared(history[0]) if history else {}
     if not types:
         raise DataError("nbutils.notebook.parameters found no parameters cell before it; run the notebook from its first cell")
-    injected = {
-        target.id
-        for cell in history[1:-1]
-        for node in ast.parse(cell).body
-        for target in ([node.target] if isinstance(node, ast.AnnAssign) else node.targets if isinstance(node, ast.Assign) else [])
-        if isinstance(target, ast.Name)
-    }
+    nodes = [node for cell in history[1:-1] for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    injected = {target.id for node in nodes for target in node.targets if isinstance(target, ast.Name)}
     validate(types, {name: namespace[name] for name in injected | types.keys() if name in namespace})
 
 
@@ -97,7 +92,9 @@ def normalise(path: Path) -> bool:
     notebook = nbformat.read(path, as_version=4)
     with _private_home():
         try:
-            client(notebook, timeout=600, kernel_name="python3", extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}}).execute()
+            client(
+                notebook, timeout=600, kernel_name="python3", extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}}
+            ).execute()
         except Exception as error:
             last = str(error).strip().splitlines()[-1]
             raise DataError(f"{path.name}: a cell fails: {last}; mend the cell, then run '{REFRESH}' again") from None

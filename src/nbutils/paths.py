@@ -15,7 +15,7 @@ import platformdirs
 
 from nbutils.errors import DataError
 
-__all__ = ["atomic_path", "cache_dir", "data_dir", "project_dir", "write_text", "user_records_dir"]
+__all__ = ["atomic_path", "cache_dir", "data_dir", "project_dir", "user_records_dir", "write_text"]
 
 
 def project_dir() -> Path:

@@ -69,9 +69,8 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             capsize=3,
             markersize=8,
         )
-        ax.annotate(
-            f"{row.kind} {row.format}", (row.step_bytes / 1e9, row.tok_per_s), xytext=(0, -16), textcoords="offset points", ha="center", fontsize=8
-        )
+        place = (row.step_bytes / 1e9, row.tok_per_s)
+        ax.annotate(f"{row.kind} {row.format}", place, xytext=(0, -16), textcoords="offset points", ha="center", fontsize=8)
     ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="decode (tok/s)")
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
@@ -87,7 +86,10 @@ def rates_by_wall(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     blue, orange, green = sns.color_palette("colorblind", 3)
     y = np.arange(len(decode))
     ax.vlines(decode["bandwidth"] / 1e9, y - 0.32, y + 0.32, color=blue, linewidth=3, label="reading alone (bandwidth)")
-    ax.vlines(decode["arithmetic"] / 1e9, y - 0.32, y + 0.32, color=orange, linewidth=3, linestyle=(0, (2, 1)), label="arithmetic alone (weights in cache)")
+    dashes = (0, (2, 1))
+    ax.vlines(
+        decode["arithmetic"] / 1e9, y - 0.32, y + 0.32, color=orange, linewidth=3, linestyle=dashes, label="arithmetic alone (weights in cache)"
+    )
     ax.plot(decode["achieved"] / 1e9, y, "o", color=green, markersize=9, label="decode, measured")
     ax.set_yticks(y, labels)
     ax.invert_yaxis()
@@ -124,8 +126,8 @@ def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         part = rows[rows["verdict"] == verdict]
         if len(part):
             ax.plot(part["decode_ceiling_tok_per_s"], part.index, marker, color=colours[verdict], markersize=8, label=VERDICT_WORDS[verdict])
-    for position, row in rows.iterrows():
-        ax.annotate(f"{row['decode_ceiling_tok_per_s']:,.1f}", (row["decode_ceiling_tok_per_s"], position), xytext=(8, -3), textcoords="offset points", fontsize=8)
+    for position, ceiling in enumerate(rows["decode_ceiling_tok_per_s"]):
+        ax.annotate(f"{ceiling:,.1f}", (ceiling, position), xytext=(8, -3), textcoords="offset points", fontsize=8)
     ax.set_yticks(y, [f"{m} {f}" for m, f in zip(rows["model"], rows["format"], strict=True)])
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel="decode ceiling, one sequence, depth 0 (tok/s)")

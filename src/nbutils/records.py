@@ -48,7 +48,7 @@ def write(record: Record, folder: Path | None = None) -> Path:
     Raises ``DataError`` when it would be larger than ``MAX_BYTES`` or the folder cannot be written.
     """
     text = canonical(record.model_dump(mode="json")).decode() + "\n"
-    if len(text) > MAX_BYTES:
+    if len(text.encode()) > MAX_BYTES:
         raise DataError(f"record of {len(text):,} bytes is over the limit of {MAX_BYTES:,}; use a suite with fewer tokens or repetitions")
     path = (folder or paths.user_records_dir() / record.machine.device) / file_name(record)
     try:
@@ -89,6 +89,7 @@ def list_records(folder: Path | None = None) -> list[Path]:
 
 
 def committed_dir() -> Path:
+    """Where submitted records lie: ``data/records`` of the registry."""
     return paths.data_dir() / "records"
 
 
@@ -103,7 +104,7 @@ def submit(path: Path, *, now: datetime | None = None) -> Path:
         raise UsageError(f"no record at {path}; 'nbutils records list' shows this machine's own")
     record = read(path)
     if record.created > (now or datetime.now(UTC)) + timedelta(hours=1):
-        raise DataError(f"{path.name}: made in the future ({record.created:%Y-%m-%d %H:%M} UTC); set the clock and measure again")
+        raise DataError(f"{path.name}: made in the future ({record.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC); set the clock and measure again")
     if record.machine.device != "unlisted":
         registry.load_device(record.machine.device)
     target = committed_dir() / record.machine.device / path.name

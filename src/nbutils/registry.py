@@ -41,6 +41,8 @@ class _NoRepeats(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a plain word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
             seen.add(key.value)
@@ -50,7 +52,11 @@ class _NoRepeats(yaml.SafeLoader):
 def problems_of(error: ValidationError) -> list[str]:
     """Pydantic's complaints as ``field: what is wrong (got value)``, one line each."""
     lines = []
-    for item in error.errors():
+    items = error.errors()
+    for item in items:
+        # pydantic counts a broken item as missing; the item's own line says what is wrong.
+        if item["type"] == "too_short" and any(len(o["loc"]) > len(n) and o["loc"][: len(n)] == n for n in [item["loc"]] for o in items):
+            continue
         place = ".".join(str(part) for part in item["loc"]) or "file"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "missing":
@@ -72,6 +78,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise DataError(f"{_short(path)}{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    except ValueError as error:  # a date that no calendar has
+        raise DataError(f"{_short(path)}: not valid YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise DataError(f"{_short(path)}: holds {type(loaded).__name__}, expected a mapping of fields")
     return loaded
@@ -161,7 +169,10 @@ def load_run(run_id: str) -> NamedRun:
 def load_formats() -> dict[str, Format]:
     """Every format, with the block sizes of its tensor types."""
     path = paths.data_dir() / "formats.yaml"
-    return _load_formats(path, path.stat().st_mtime_ns)
+    try:
+        return _load_formats(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"{_short(path)}: cannot be read: {error.strerror}; restore it") from None
 
 
 @lru_cache(maxsize=8)
@@ -171,6 +182,8 @@ def _load_formats(path: Path, _mtime_ns: int) -> dict[str, Format]:
     sources = {key: _parse(Source, value, f"{place}: sources.{key}") for key, value in fields.get("sources", {}).items()}
     blocks, formats = fields.get("blocks", {}), {}
     for format_id, entry in fields.get("formats", {}).items():
+        if not isinstance(entry, dict):
+            raise DataError(f"{place}: formats.{format_id}: expected a mapping of fields")
         fmt = _parse(Format, {"id": format_id, "blocks": blocks, **entry}, f"{place}: formats.{format_id}")
         for what, source in [(f"formats.{format_id}", fmt.source), *((f"blocks.{k}", b.source) for k, b in fmt.blocks.items())]:
             if source not in sources:

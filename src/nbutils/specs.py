@@ -9,7 +9,8 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from nbutils.units import UNITS, to_base
 
@@ -49,6 +50,16 @@ Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.\-]{0,63}$")]
 Line = Annotated[str, StringConstraints(max_length=400, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Standing = Literal["vendor", "press", "derived", "measured", "unverified"]
 Count = Annotated[int, Field(gt=0)]
+
+
+def _no_truth(value: Any) -> Any:
+    """YAML's ``yes`` is no number."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("number", "Input should be a valid number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_truth), Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -67,7 +78,7 @@ class Source(Frozen):
 class Alternative(Frozen):
     """A figure that another source gives for the same thing, and that is not the one used."""
 
-    value: Annotated[float, Field(gt=0)]
+    value: Number
     unit: str
     source: str
     standing: Standing
@@ -82,7 +93,8 @@ class Figure(Alternative):
 
     @model_validator(mode="after")
     def _disagreement_is_explained(self) -> Self:
-        for figure in (self, *self.also):
+        figures: tuple[Alternative, ...] = (self, *self.also)
+        for figure in figures:
             if figure.unit not in UNITS:
                 raise ValueError(f"unit {figure.unit!r} is unknown; use one of {', '.join(UNITS)}")
         if self.also and not self.because:
@@ -321,7 +333,7 @@ class NamedRun(Frozen):
     #: What the machine is and under which conditions it ran, in a sentence.
     description: Line
     #: Files under ``data/records``.
-    records: Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9.\-]+/[A-Za-z0-9._\-]+\.json$")], ...], Field(min_length=1)]
+    records: Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.\-]*/[A-Za-z0-9._\-]+\.json$")], ...], Field(min_length=1)]
 
 
 # ── records ───────────────────────────────────────────────────────────────────────────────────────
@@ -356,7 +368,7 @@ class Machine(Frozen):
 class Yardstick(Frozen):
     """Memory bandwidth, timed in the same run: ``n_bytes`` moved in each of ``samples_s``."""
 
-    when: Literal["before", "after", "probe"]
+    when: Literal["before", "between", "after", "probe"]
     method: Line
     kind: Literal["read", "copy"]
     where: Literal["cpu", "gpu"]
@@ -462,6 +474,8 @@ class Record(Frozen):
     points: Annotated[tuple[Point, ...], Field(min_length=1)]
     yardsticks: tuple[Yardstick, ...]
     kernels: tuple[KernelRate, ...] = ()
+    #: What a stand-in has to say: noise. Empty for a real model, whose words are nobody's measurement.
+    sample_text: Line = ""
     #: NVML's clocks, power, temperature and throttle reasons before and after; empty without a GPU.
     states: tuple[dict[str, Any], ...] = ()
     versions: dict[str, Line]

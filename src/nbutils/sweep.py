@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -120,9 +119,9 @@ def run_cell(cell: Cell, stream: Any = None) -> None:
                 extra_arguments=KERNEL_ARGUMENTS,
             )
             _finish(executed, cell.title, nbformat)
-            os.replace(executed, temporary)
+            executed.replace(temporary)
         except papermill.PapermillExecutionError as error:
-            os.replace(executed, failed)
+            executed.replace(failed)
             what = str(error.evalue).splitlines()[0] if error.evalue else error.ename
             raise CellFailed(f"{cell.notebook.name}: {error.ename}: {what} (the run is kept in {failed.name})") from None
         finally:

@@ -30,6 +30,7 @@ __all__ = [
 Role = Literal["embedding", "output", "experts", "other"]
 
 # llama.cpp's second choice where a row is no multiple of a K-quant's 256 elements.
+_EIGHT_EXPERTS = {"attn_k": "Q8_0", "attn_v": "Q8_0", "attn_output": "Q5_K"}
 _FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
@@ -149,15 +150,24 @@ def _chosen_type(tensor: Tensor, model: Model, fmt: Format) -> str:
             return fmt.more if len(tensor.shape) > 2 else fmt.base
         case "linear-only":
             return fmt.more if tensor.role in ("embedding", "output") else fmt.base
+        case "gguf-k-medium":
+            return _k_medium_type(tensor, model, fmt)
+
+
+def _k_medium_type(tensor: Tensor, model: Model, fmt: Format) -> str:
+    """A medium K-quant spends more bits on the head, and on value and down projections of chosen layers."""
     s = model.shape
     if tensor.role == "output" or (tensor.role == "embedding" and s.tied_embedding):
         return fmt.more
+    # llama.cpp's Mixtral class: next to eight experts, attention is small and can afford more.
+    if s.experts is not None and s.experts.n_expert == 8 and tensor.part in _EIGHT_EXPERTS:
+        return _EIGHT_EXPERTS[tensor.part]
     if tensor.part in ("attn_v", "ffn_down", "ffn_down_exps"):
         layer = tensor.layer or 0
         if _more_bits(layer, s.n_layer):
             return fmt.more
         # llama.cpp's 70B class: eight query heads share attn_v, so it can afford more.
-        if tensor.part == "attn_v" and s.n_layer == 80 and s.n_head != s.n_head_kv:
+        if tensor.part == "attn_v" and model.architecture == "llama" and s.n_layer == 80 and s.n_head != s.n_head_kv:
             return "Q5_K"
     return fmt.base
 

@@ -66,6 +66,6 @@ def format_si(value: float | None, unit: str, digits: int = 3) -> str:
     if value is None:
         return "–"
     for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
+        if float(f"{abs(value) / factor:.{digits}g}") >= 1:
             return f"{value / factor:.{digits}g} {prefix}{unit}"
     return f"{value:.{digits}g} {unit}"

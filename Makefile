@@ -1,0 +1,45 @@
+# Two targets that matter: `make book` and `make test`. Everything else is `nbutils --help`.
+#   make book              measure this machine and build the book
+#   make book CPU=1        the same on the processor, on a machine with a GPU
+#   make book ARGS='--suite full'
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# llama.cpp is compiled here. With an NVIDIA driver and a CUDA compiler it is built to use the GPU;
+# on macOS it always uses Metal. pip's cache does not know for which backend a wheel was built, so it stays out.
+ifndef CPU
+  CUDA := $(shell command -v nvcc >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo yes)
+endif
+ifeq ($(CUDA),yes)
+  BUILD := CMAKE_ARGS="-DGGML_CUDA=on $(CMAKE_ARGS)"
+  FRESH := --no-cache-dir
+endif
+ifdef CPU
+  override ARGS += --cpu
+endif
+
+.PHONY: book test install clean
+book: install
+	$(BIN)/nbutils book $(ARGS)
+
+test: install
+	$(BIN)/ruff check src tests conftest.py
+	$(BIN)/mypy
+	$(BIN)/nbutils check-data
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval notebooks -p no:cacheprovider
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing; llama.cpp is compiled, which takes 3 to 7 minutes on two cores."
+	$(BUILD) $(BIN)/pip install --disable-pip-version-check $(FRESH) --require-hashes -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf _build book/devices book/here $(VENV)

@@ -1,0 +1,246 @@
+"""The child process may die; the parent may not. Each damaged file, kill and hang here ends as one readable line."""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+import signal
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import psutil
+import pytest
+from helpers import in_child
+
+from nbutils import _engine_child, engine
+from nbutils._ggml import TYPES
+from nbutils.errors import EngineError, NbutilsError, UsageError
+
+SETTINGS = {"n_threads": 1, "n_batch": 2048, "n_ubatch": 512, "n_gpu_layers": 0, "flash_attn": "auto", "seed": 1}
+POINTS = [{"kind": "prefill", "n_tokens": 16, "depth": 0}, {"kind": "decode", "n_tokens": 4, "depth": 16}]
+
+
+def measure(path: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
+    return engine.measure_file(path, points=POINTS, repetitions=2, yardstick_s=0.01, settings=SETTINGS, progress=progress)
+
+
+def children() -> list[psutil.Process]:
+    """Engine children of this process that still run."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "nbutils._engine_child" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+# ── files that are not what they should be ────────────────────────────────────────────────────────
+
+
+def n_header(whole: bytes, path: Path) -> int:
+    return int(gguf.GGUFReader(path).data_offset)
+
+
+DAMAGE: dict[str, tuple[Callable[[bytes, int], bytes], str]] = {
+    "empty": (lambda whole, header: b"", "is empty"),
+    "a zip archive": (lambda whole, header: b"PK\x03\x04" + whole[4:], "is not a GGUF file"),
+    "random bytes": (lambda whole, header: random.Random(1).randbytes(10_000), "is not a GGUF file"),
+    "random bytes after the magic": (lambda whole, header: b"GGUF" + random.Random(2).randbytes(10_000), "damaged or cut short"),
+    "cut after the magic": (lambda whole, header: whole[:4], "ends inside its header"),
+    "cut in the counts": (lambda whole, header: whole[:20], "ends inside its header"),
+    "cut in the first key": (lambda whole, header: whole[:40], "damaged or cut short"),
+    "cut in the vocabulary": (lambda whole, header: whole[: header // 3], "damaged or cut short"),
+    "cut in the list of tensors": (lambda whole, header: whole[: header - 200], "damaged or cut short"),
+    "cut where the data starts": (lambda whole, header: whole[:header], "damaged or cut short"),
+    "cut in the middle of the data": (lambda whole, header: whole[: (header + len(whole)) // 2], "damaged or cut short"),
+    "the last tensor's end missing": (lambda whole, header: whole[:-64], "damaged or cut short"),
+    "2**60 tensors": (lambda whole, header: whole[:8] + struct.pack("<Q", 2**60) + whole[16:], "damaged or cut short"),
+    "2**60 keys": (lambda whole, header: whole[:16] + struct.pack("<Q", 2**60) + whole[24:], "damaged or cut short"),
+    "a key 2**60 bytes long": (lambda whole, header: whole[:24] + struct.pack("<Q", 2**60) + whole[32:], "damaged or cut short"),
+    "no tensors": (lambda whole, header: b"GGUF" + struct.pack("<IQQ", 3, 0, 0) + bytes(64), "holds no tensors"),
+    "an architecture that nobody knows": (lambda whole, header: whole[:header].replace(b"qwen3", b"qwen9") + whole[header:], "qwen9"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_one_line_that_names_it(damage: str, small_file: Path, tmp_path: Path) -> None:
+    change, complaint = DAMAGE[damage]
+    whole = small_file.read_bytes()
+    bad = tmp_path / "bad-file.gguf"
+    bad.write_bytes(change(whole, n_header(whole, small_file)))
+    with pytest.raises(EngineError) as caught:
+        measure(bad)
+    message = str(caught.value)
+    assert message.startswith("bad-file.gguf: ")
+    assert complaint in message
+    assert "\n" not in message
+    assert len(message) < 500
+    assert str(tmp_path) not in message
+    assert children() == []
+
+
+def test_a_file_that_llama_cpp_refuses_carries_llama_cpps_own_reason(small_file: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "renamed.gguf"
+    bad.write_bytes(small_file.read_bytes().replace(b"blk.3.attn_k_norm", b"blk.3.attn_k_nord"))
+    with pytest.raises(EngineError, match=r"^renamed\.gguf: llama\.cpp refused it: .*blk\.3\.attn_k_nor"):
+        measure(bad)
+
+
+@pytest.mark.parametrize(("what", "complaint"), [("absent.gguf", "does not exist"), (".", "is a folder")])
+def test_what_is_not_a_file_is_refused_before_a_process_starts(what: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.subprocess, "Popen", lambda *a, **k: pytest.fail("a process was started"))
+    with pytest.raises(UsageError, match=complaint) as caught:
+        engine.inspect_file(tmp_path / what)
+    assert "give the path of a .gguf file" in str(caught.value)
+
+
+# ── a child that dies, hangs or is left alone ─────────────────────────────────────────────────────
+
+
+def test_a_killed_child_is_one_line_that_says_what_it_was_doing(small_file: Path) -> None:
+    def kill(stage: str) -> None:
+        if stage.startswith("tg"):
+            for child in children():
+                child.kill()
+
+    with pytest.raises(EngineError, match=r"ended by SIGKILL .*out of memory.* while tg4 at depth 16.*nothing was recorded"):
+        measure(small_file, kill)
+    assert children() == []
+
+
+def test_a_child_that_says_nothing_for_too_long_is_ended(small_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(stage: str) -> None:
+        if stage.startswith("pp"):
+            monkeypatch.setattr(engine, "SILENCE_LIMIT_S", 0.6)
+            for child in children():
+                child.send_signal(signal.SIGSTOP)
+
+    with pytest.raises(EngineError, match=r"said nothing for .* while pp16.*ended it, nothing was recorded"):
+        measure(small_file, stop)
+    assert children() == []
+
+
+def test_an_interrupted_caller_leaves_no_child_behind(small_file: Path) -> None:
+    def interrupt(stage: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(small_file, interrupt)
+    assert children() == []
+
+
+def test_a_child_that_cannot_even_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine.sys, "executable", "/bin/false")
+    with pytest.raises(EngineError, match=r"ended with code 1 while starting"):
+        engine.describe()
+
+
+def test_a_child_that_says_something_else_than_events_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chatty = tmp_path / "chatty"
+    chatty.write_text("#!/bin/sh\necho hello\n", encoding="utf-8")
+    chatty.chmod(0o755)
+    monkeypatch.setattr(engine.sys, "executable", str(chatty))
+    with pytest.raises(NbutilsError) as caught:
+        engine.describe()
+    assert "\n" not in str(caught.value)
+
+
+# ── what is measured ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_point_has_its_samples_and_every_sample_is_positive(small_file: Path) -> None:
+    stages: list[str] = []
+    found = measure(small_file, stages.append)
+    prefill, decode = found["points"]
+    assert [len(r) for r in prefill["repetitions_s"]] == [1, 1]
+    assert [len(r) for r in decode["repetitions_s"]] == [4, 4]
+    assert all(t > 0 for point in found["points"] for r in point["repetitions_s"] for t in (*r, point["warmup_s"]))
+    for entry in [*found["yardsticks"], *found["kernels"]]:
+        assert len(entry["samples_s"]) >= 3
+        assert min(entry["samples_s"]) > 0
+    assert {y["when"] for y in found["yardsticks"]} == {"before", "after"}
+    assert {k["placement"] for k in found["kernels"]} == {"cache", "memory"}
+    assert stages[0] == "loading"
+    assert children() == []
+
+
+def test_facts_agree_with_the_reader_of_the_gguf_project(small_file: Path) -> None:
+    facts, reader = engine.inspect_file(small_file), gguf.GGUFReader(small_file)
+    assert facts["n_parameters"] == sum(int(t.n_elements) for t in reader.tensors)
+    assert sum(t["n_bytes"] for t in facts["tensors"]) == sum(int(t.n_bytes) for t in reader.tensors)
+    assert facts["file_bytes"] == small_file.stat().st_size
+    assert (facts["architecture"], facts["gguf_type"], facts["n_layer"]) == ("qwen3", "Q4_K_M", 4)
+    assert facts["kv_bytes_per_token"] == 4 * 2 * 2 * 128 * 2  # layers x (K and V) x heads x width x 2 bytes
+
+
+def test_every_parameter_that_we_set_is_a_field_of_the_installed_binding() -> None:
+    """ctypes takes any attribute name in silence: setting a field that was renamed would do nothing."""
+    code = "import json, llama_cpp as l; print(json.dumps({s: [f[0] for f in getattr(l, s)._fields_] for s in ('llama_model_params', 'llama_context_params')}))"
+    fields = in_child(code)
+    checked = []
+    for function in ast.walk(ast.parse(Path(_engine_child.__file__).read_text(encoding="utf-8"))):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        struct_of = {}
+        for node in ast.walk(function):
+            if not isinstance(node, ast.Assign):
+                continue
+            made = ast.unparse(node.value)
+            for target in node.targets:
+                if isinstance(target, ast.Name) and made.endswith("_default_params()"):
+                    struct_of[target.id] = made.rsplit(".", 1)[-1].replace("_default_params()", "_params")
+                elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in struct_of:
+                    assert target.attr in fields[struct_of[target.value.id]], f"line {node.lineno}: {struct_of[target.value.id]} has no {target.attr}"
+                    checked.append(target.attr)
+    assert {"n_gpu_layers", "n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "flash_attn_type", "type_k", "type_v", "swa_full"} <= set(checked)
+
+
+def test_the_description_names_the_binding_and_a_device() -> None:
+    import llama_cpp
+
+    found = engine.describe()
+    assert found["binding"] == f"llama-cpp-python {llama_cpp.__version__}"
+    assert found["device"]["memory_bytes"] > 0
+    assert found["system_info"]
+
+
+# ── products of ggml ──────────────────────────────────────────────────────────────────────────────
+
+_PRODUCTS = """
+import json
+from nbutils._ggml import TYPES, Ggml, Product
+ggml = Ggml(use_gpu=False, n_threads=1)
+found = {name: ggml.time_product(name, Product(64, 512, n_batch=3, n_products=5), seconds=0.001) for name in TYPES}
+ggml.close()
+print(json.dumps(found))
+"""
+
+
+def test_a_product_goes_through_the_bytes_that_the_format_says() -> None:
+    found = in_child(_PRODUCTS)
+    for name, (n_bytes, samples) in found.items():
+        elements, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
+        assert n_bytes == 5 * 64 * 512 // elements * block_bytes, name
+        assert len(samples) >= 3
+        assert min(samples) > 0
+
+
+def test_the_type_numbers_are_those_of_the_format() -> None:
+    assert {name: int(gguf.GGMLQuantizationType[name]) for name in TYPES} == TYPES
+
+
+def test_answers_are_json_lines_whatever_the_libraries_print() -> None:
+    """llama.cpp writes to both streams; only our own lines may reach the parent."""
+    code = (
+        "import json, subprocess, sys\n"
+        "done = subprocess.run([sys.executable, '-m', 'nbutils._engine_child'], input=b'{\"op\": \"describe\"}\\n', capture_output=True)\n"
+        "print(json.dumps(done.stdout.decode()))"
+    )
+    events = [json.loads(line) for line in in_child(code).splitlines()]
+    assert events[-1]["event"] == "result"

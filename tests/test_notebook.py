@@ -68,11 +68,6 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_all() -> None:
         run('# Parameters\ndevcie = "rtx-4090"', devcie="rtx-4090")
 
 
-def test_an_unknown_name_is_found_in_whatever_form_it_was_injected() -> None:
-    with pytest.raises(UnknownParameter, match="no parameter 'n_ctxx'"):
-        run("n_ctxx: int = 1", n_ctxx=1)
-
-
 def test_without_a_parameters_cell_the_error_says_where_to_start() -> None:
     with pytest.raises(DataError, match="run the notebook from its first cell"):
         notebook.parameters({"In": ["", CALL]})

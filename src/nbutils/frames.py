@@ -17,6 +17,8 @@ from nbutils.specs import Backend, Configuration, Device, Figure, Format, Kernel
 from nbutils.tensors import bytes_read_per_token, parameters, weight_bytes, weight_bytes_read
 
 __all__ = [
+    "DEVICE_FORMATS",
+    "DEVICE_HEADINGS",
     "NOISY_RATIO",
     "SUMMARY_FORMATS",
     "SUMMARY_HEADINGS",
@@ -36,12 +38,13 @@ __all__ = [
     "machine_frame",
     "measured_frame",
     "model_frame",
+    "noise_line",
     "roofline_frame",
     "spread_of_yardsticks",
     "step_bytes",
     "summary_frame",
     "wall",
-    "wall_lines",
+    "wall_table",
     "yardstick_frame",
 ]
 
@@ -242,8 +245,10 @@ def device_frame(device: Device, configuration: Configuration, models: Iterable[
                     "kind": "MoE" if model.shape.experts else "dense",
                     "format": format_id,
                     "weight_bytes": budget.weight_bytes,
+                    "weight_gb": budget.weight_bytes / 1e9,
                     "total_bytes": budget.total_bytes,
                     "verdict": budget.verdict,
+                    "verdict_words": budget.verdict.replace("_", " "),
                     "headroom_bytes": budget.headroom_bytes,
                     "largest_context": fit.largest_context(model, fmt, usable_bytes=configuration.usable_bytes),
                     "decode_ceiling_tok_per_s": limits.decode_ceiling_tok_per_s(
@@ -335,19 +340,30 @@ def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def wall_lines(frame: pd.DataFrame) -> list[str]:
-    """A sentence per decode row: what was reached, what reading and arithmetic alone allow, what binds."""
-    lines = []
-    for row in decode_rows(frame).itertuples():
-        arithmetic = "unknown" if pd.isna(row.arithmetic) else f"{row.arithmetic / 1e9:.1f}"
-        bandwidth = "unknown" if pd.isna(row.bandwidth) else f"{row.bandwidth / 1e9:.1f}"
-        lines.append(
-            f"{row.kind} {row.format}: {row.achieved / 1e9:.1f} GB/s of weights; reading alone {bandwidth}, arithmetic alone {arithmetic}: {row.wall}"
-        )
-    noise = frame["noise"].max()
-    if noise > NOISY_RATIO:
-        lines.append(f"A noisy machine: its own bandwidth moved by {noise:.2f} times within one run. Read shares with that in mind.")
-    return lines
+def wall_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """What was reached, what reading and arithmetic alone allow, what binds; what ``plots.table`` takes."""
+    decode = decode_rows(frame)
+    shown = decode[["kind", "format", "wall", "noise"]].assign(**{name: decode[name] / 1e9 for name in ("achieved", "bandwidth", "arithmetic")})
+    headings = {
+        "kind": "stand-in",
+        "format": "format",
+        "achieved": "decode (GB/s of weights)",
+        "bandwidth": "reading alone",
+        "arithmetic": "arithmetic alone",
+    }
+    return (
+        shown,
+        headings | {"wall": "what binds", "noise": "yardstick moved by"},
+        dict.fromkeys(("achieved", "bandwidth", "arithmetic"), "{:,.1f}") | {"noise": "{:.2f}×"},
+    )
+
+
+def noise_line(frame: pd.DataFrame) -> str:
+    """Whether the machine was quiet, in a sentence."""
+    noise = float(frame["noise"].max())
+    if noise <= NOISY_RATIO:
+        return f"A quiet machine: within a run its own bandwidth moved by {noise:.2f} times at most."
+    return f"A noisy machine: within one run its own bandwidth moved by {noise:.2f} times. Read shares with that in mind."
 
 
 # ── what a device and a machine are ───────────────────────────────────────────────────────────────
@@ -366,6 +382,24 @@ def explain_device(device: Device, configuration: Configuration) -> list[str]:
         f"peak         {'unknown' if flop_per_s is None else f'{flop_per_s:,.0f}':>18} FLOP/s, dense FP16, FP32 accumulation",
         f"ridge point  {'unknown' if ridge is None else f'{ridge:,.0f}':>18} FLOP/byte",
     ]
+
+
+#: Columns of ``device_frame`` and what a reader sees above them.
+DEVICE_HEADINGS = {
+    "model": "model",
+    "format": "format",
+    "weight_gb": "weights (GB)",
+    "verdict_words": "verdict",
+    "largest_context": "largest context (tokens)",
+    "decode_ceiling_tok_per_s": "decode ceiling (tok/s)",
+    "prefill_ceiling_tok_per_s": "prefill ceiling (tok/s)",
+}
+DEVICE_FORMATS = {
+    "weight_gb": "{:,.2f}",
+    "largest_context": "{:,.0f}",
+    "decode_ceiling_tok_per_s": "{:,.1f}",
+    "prefill_ceiling_tok_per_s": "{:,.0f}",
+}
 
 
 def ceiling_lines(rows: pd.DataFrame) -> str:
@@ -400,6 +434,7 @@ def figure_frame(device: Device) -> pd.DataFrame:
                     "value": f"{entry.value:,g} {entry.unit}",
                     "standing": entry.standing,
                     "source": source.title,
+                    "url": source.url,
                     "note": note,
                 }
             )
@@ -445,14 +480,18 @@ def ceiling_matrix(devices: Sequence[Device], models: Sequence[Model], *, n_ctx:
     rows = []
     for device in devices:
         configuration = device.configuration()
-        row: dict[str, Any] = {"device": f"{device.name}, {configuration.id}", "bandwidth": configuration.bandwidth_bytes_per_s / 1e9}
+        row: dict[str, Any] = {
+            "device": device.name.split(",")[0].split(" (")[0],
+            "memory": configuration.memory_bytes / 2**30,
+            "bandwidth": configuration.bandwidth_bytes_per_s / 1e9,
+        }
         for model in models:
             found = device_frame(device, configuration, [model], n_ctx=n_ctx)
             chosen = found[found["format"] == _usual_format(model)].iloc[0]
             row[model.id] = None if chosen["verdict"] == "does_not_fit" else chosen["decode_ceiling_tok_per_s"]
         rows.append(row)
-    headings = {"device": "device", "bandwidth": "GB/s"} | {m.id: f"{m.name}, {_usual_format(m)} (tok/s)" for m in models}
-    return pd.DataFrame(rows), headings, {"bandwidth": "{:,.0f}"} | {m.id: "{:,.1f}" for m in models}
+    headings = {"device": "device", "memory": "GiB", "bandwidth": "GB/s"} | {m.id: f"{m.name} {_usual_format(m)} (tok/s)" for m in models}
+    return pd.DataFrame(rows), headings, {"memory": "{:,.0f}", "bandwidth": "{:,.0f}"} | {m.id: "{:,.1f}" for m in models}
 
 
 def _usual_format(model: Model) -> str:

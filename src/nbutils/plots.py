@@ -6,17 +6,21 @@ nothing is told by colour alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import html
+import itertools
+from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-__all__ = ["budget_bar", "decode_against_bytes", "device_ceilings", "new_axes", "rates_by_wall", "roofline", "table", "yardsticks"]
+__all__ = ["budget_bar", "decode_against_bytes", "device_ceilings", "new_axes", "rates_by_wall", "roofline", "table", "text", "yardsticks"]
 
 _VERDICT_MARKS = {"fits": "o", "tight": "D", "does_not_fit": "X"}
 VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
@@ -30,18 +34,43 @@ def new_axes(width: float = 7.2, height: float = 4.2) -> Axes:
     return ax
 
 
-def table(frame: pd.DataFrame, columns: Mapping[str, str], formats: Mapping[str, str] | None = None) -> Styler:
+def table(
+    frame: pd.DataFrame, columns: Mapping[str, str], formats: Mapping[str, str] | None = None, *, links: Mapping[str, str] | None = None
+) -> Styler:
     """The named columns under readable headings, without an index. Text is escaped; unknown shows as a dash.
 
-    ``formats`` maps columns to format strings, ``"{:,.1f}"`` for one.
+    ``formats`` maps columns to format strings, ``"{:,.1f}"`` for one; ``links`` maps a column of text to the column with
+    its address, which may be empty.
     """
-    shown = frame[list(columns)].rename(columns=columns)
-    by_heading = {columns[name]: pattern for name, pattern in (formats or {}).items()}
+    shown = frame[list(columns)].rename(columns=dict(columns))
     style = shown.style.format(escape="html", na_rep="–").hide(axis="index")
-    for heading, pattern in by_heading.items():
-        style = style.format(pattern, subset=[heading], na_rep="–", escape="html")
+    style = style.set_uuid(hashlib.sha256("|".join(columns.values()).encode()).hexdigest()[:6])
+    for name, pattern in (formats or {}).items():
+        style = style.format(pattern, subset=[columns[name]], na_rep="–", escape="html")
+    for name, address in (links or {}).items():
+        cells = [_link(text, url) for text, url in zip(frame[name], frame[address], strict=True)]
+        style = style.format(_in_turn(cells), subset=[columns[name]])
     numeric = [heading for heading in shown.columns if pd.api.types.is_numeric_dtype(shown[heading])]
     return style.set_properties(subset=numeric, **{"text-align": "right"})
+
+
+def text(words: str) -> HTML:
+    """A paragraph from data, escaped."""
+    return HTML(f"<p>{html.escape(words)}</p>")  # type: ignore[no-untyped-call]
+
+
+def _link(text: str, url: str) -> str:
+    """An anchor for an http address, plain text for anything else."""
+    escaped = html.escape(str(text))
+    if not str(url).startswith(("https://", "http://")):
+        return escaped
+    return f'<a class="reference external" href="{html.escape(str(url))}">{escaped}</a>'
+
+
+def _in_turn(cells: list[str]) -> Callable[[object], str]:
+    """A formatter that ignores the value and gives the cells in order, each time from the first after the last."""
+    turn = itertools.cycle(cells)
+    return lambda _: next(turn)
 
 
 def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
@@ -49,7 +78,7 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     decode = frame[frame["phase"] == "decode"]
     colours = dict(zip(sorted(decode["format"].unique()), sns.color_palette("colorblind"), strict=False))
     bandwidth = decode["bandwidth"].max()
-    reach = np.array([decode["step_bytes"].min() / 1.6, decode["step_bytes"].max() * 1.6])
+    reach = np.array([decode["step_bytes"].min() / 2.5, decode["step_bytes"].max() * 1.6])
     ax.plot(reach / 1e9, bandwidth / reach, color="0.35", linewidth=1.5)
     ax.annotate(
         f"ceiling: {bandwidth / 1e9:.0f} GB/s, measured",
@@ -69,8 +98,8 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             capsize=3,
             markersize=8,
         )
-        place = (row.step_bytes / 1e9, row.tok_per_s)
-        ax.annotate(f"{row.kind} {row.format}", place, xytext=(0, -16), textcoords="offset points", ha="center", fontsize=8)
+        place, shift = (row.step_bytes / 1e9, row.tok_per_s), (-8, -4)
+        ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha="right", fontsize=8)
     ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="decode (tok/s)")
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
@@ -109,7 +138,7 @@ def roofline(devices: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.axvline(intensity, color="0.5", linewidth=1)
         ax.annotate(label, (intensity, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=8, color="0.25")
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="attainable (TFLOP/s)")
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
     return ax

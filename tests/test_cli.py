@@ -1,0 +1,246 @@
+"""The command line: help everywhere, one line for every error, exit code 2 for misuse and 1 for failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import psutil
+import pytest
+import typer.main
+from helpers import copy_of_data, make_record
+
+import nbutils
+from nbutils import build, cli, records
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run a command in this process; gives exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nbutils", *map(str, arguments)])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        said = capfd.readouterr()
+        return int(str(code or 0)), said.out, said.err
+
+    return call
+
+
+def commands(group: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in getattr(group, "commands", {}).items():
+        yield (*path, name)
+        yield from commands(command, (*path, name))
+
+
+ALL = list(commands(typer.main.get_command(cli.app)))
+
+
+def test_the_commands_are_known() -> None:
+    assert {("book",), ("clean",), ("measure",), ("probe",), ("fit",), ("run",), ("check-data",), ("notebooks",), ("records", "submit")} <= set(ALL)
+
+
+@pytest.mark.parametrize("command", [(), *ALL], ids=" ".join)
+def test_every_command_has_help_and_so_has_each_of_its_options(command: tuple[str, ...], run: Run) -> None:
+    code, out, err = run(*command, "--help")
+    assert (code, err) == (0, "")
+    assert "Usage" in out
+    found: click.Command = typer.main.get_command(cli.app)
+    for name in command:
+        found = found.commands[name]  # type: ignore[attr-defined]
+    assert (found.help or "").strip()
+    for parameter in found.params:
+        assert getattr(parameter, "help", "").strip(), f"{parameter.name} has no help"
+
+
+def test_the_version_is_the_packages(run: Run) -> None:
+    assert run("--version") == (0, f"nbutils {nbutils.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("fit", "dgx-sprak", "llama-3.3-70b"), 2, "no device 'dgx-sprak' in data/devices; did you mean 'dgx-spark'?"),
+        (("fit", "dgx-spark", "llama-3.3-70"), 2, "did you mean 'llama-3.3-70b'?"),
+        (("fit", "dgx-spark", "llama-3.3-70b", "--format", "Q4"), 2, "no format 'Q4'"),
+        (("fit", "dgx-spark", "llama-3.3-70b", "--configuration", "256gb"), 2, "dgx-spark has no configuration '256gb'"),
+        (("measure",), 2, "nothing to measure"),
+        (("measure", "-m", "absent.gguf", "--cpu"), 2, "model file 'absent.gguf' does not exist"),
+        (("measure", "-m", "stand-in-dense-smal"), 2, "did you mean 'stand-in-dense-small'?"),
+        (("measure", "-m", "stand-in-dense-small", "--suite", "smok"), 2, "did you mean 'smoke'?"),
+        (("measure", "--repo", "a/b"), 2, "file is ''"),
+        (("book", "--size", "huge"), 2, "no size 'huge'"),
+        (("run", "fit", "out.ipynb", "-p", "device"), 2, "has no '='"),
+        (("run", "fti", "out.ipynb"), 2, "no notebook 'fti'"),
+        (("records", "show", "absent.json"), 1, "absent.json: cannot be read"),
+        (("records", "check", "absent.json"), 2, "no record at 'absent.json'"),
+        (("records", "submit", "absent.json"), 2, "no record at 'absent.json'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_an_error_is_one_line_and_its_code_says_who_acts(arguments: tuple[str, ...], code: int, said: str, run: Run) -> None:
+    found, _, err = run(*arguments)
+    assert found == code
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("nbutils: ")
+    assert said in err
+
+
+@pytest.mark.parametrize("arguments", [("no-such-command",), ("fit",), ("fit", "dgx-spark", "llama-3.3-70b", "--ctx", "0"), ("probe", "--seconds", "nan")], ids=" ".join)
+def test_what_is_no_command_is_misuse(arguments: tuple[str, ...], run: Run) -> None:
+    code, _, err = run(*arguments)
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_fit_prints_the_arithmetic(run: Run) -> None:
+    code, out, _ = run("fit", "rtx-4090", "llama-3.3-70b")
+    assert code == 0
+    assert "does_not_fit" in out
+    assert "tok/s" in out
+
+
+def test_fit_as_json_adds_up(run: Run) -> None:
+    code, out, err = run("fit", "dgx-spark", "llama-3.3-70b", "--json", "--ctx", "8192")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert (found["device"], found["configuration"], found["verdict"]) == ("dgx-spark", "128gb", "fits")
+    assert sum(found["budget_bytes"].values()) == found["usable_bytes"]
+    assert 273e9 / found["decode_ceiling_tok_per_s"] == pytest.approx(found["budget_bytes"]["weights"], rel=0.02), "nearly all weights are read"
+
+
+def test_the_registry_is_checked_and_a_bad_file_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("check-data")[0] == 0
+    data = copy_of_data(tmp_path, monkeypatch)
+    assert run("check-data")[0] == 0
+    device = data / "devices" / "rtx-4090.yaml"
+    device.write_text(device.read_text(encoding="utf-8").replace("id: rtx-4090", "id: rtx-4091").replace("unit: GiB", "unit: GiBB"), encoding="utf-8")
+    code, _, err = run("check-data")
+    assert code == 1
+    first, *_, last = err.splitlines()
+    assert first.startswith("data/devices/rtx-4090.yaml: ")
+    assert "GiBB" in first
+    assert last.startswith("nbutils: ")
+
+
+def test_a_book_is_not_started_on_bad_data(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = copy_of_data(tmp_path, monkeypatch)
+    (data / "devices" / "dgx-spark.yaml").write_text("id: [", encoding="utf-8")
+    code, _, err = run("book", "--published")
+    assert code == 1
+    assert "data/devices/dgx-spark.yaml" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_misspelt_suite_stops_a_build_before_anything_is_probed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.engine, "describe", lambda: pytest.fail("it started to probe"))
+    code, _, err = run("book", "--suite", "smok")
+    assert code == 2
+    assert "did you mean 'smoke'?" in err
+
+
+# ── records ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_records_are_listed_shown_and_checked(run: Run, own_home: Path) -> None:
+    assert "no records in" in run("records", "list")[1].replace("\n", " ")
+    path = records.write(make_record())
+    code, out, _ = run("records", "list")
+    assert code == 0
+    assert str(path) in out
+    assert [row["model"] for row in json.loads(run("records", "list", "--json")[1])] == ["stand-in-dense-small"]
+    rows = json.loads(run("records", "show", path, "--json")[1])
+    assert [row["phase"] for row in rows] == ["prefill", "decode"]
+    assert "stand-in-dense-small" in run("records", "show", path)[1]
+    assert run("records", "check", path)[0] == 0
+
+
+def test_a_damaged_record_does_not_hide_the_others(run: Run, own_home: Path) -> None:
+    path = records.write(make_record())
+    (path.parent / "00000000T000000Z-cut-00000000.json").write_text("{", encoding="utf-8")
+    code, out, err = run("records", "list")
+    assert code == 0
+    assert str(path) in out
+    assert "not valid JSON" in err
+
+
+def test_a_submitted_record_is_copied_once(run: Run, own_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = copy_of_data(tmp_path, monkeypatch)
+    path = records.write(make_record())
+    code, out, _ = run("records", "submit", path)
+    assert code == 0
+    assert "copied to data/records/unlisted/" in out
+    assert (data / "records" / "unlisted" / path.name).read_bytes() == path.read_bytes()
+    code, _, err = run("records", "submit", path)
+    assert code == 2
+    assert "append-only" in err
+
+
+# ── running ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_run_executes_a_notebook_with_typed_parameters(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("run", "fit", tmp_path / "out.ipynb", "-p", "device=rtx-4090", "-p", "n_ctx=4096")
+    assert (code, err) == (0, "")
+    assert "does_not_fit" in out
+    assert str(tmp_path / "out.ipynb") in out
+
+
+def test_run_refuses_a_wrong_parameter_before_a_kernel_starts(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("run", "fit", tmp_path / "out.ipynb", "-p", "n_ctx=many")
+    assert code == 2
+    assert "parameter 'n_ctx' is 'many', a str; it takes int" in err
+    assert list(tmp_path.glob("*.ipynb")) == []
+
+
+def started(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from nbutils.cli import main; main()", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def a_child_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The first engine child that ``process`` starts."""
+    while process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if "nbutils._engine_child" in child.cmdline():
+                    return child
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.01)
+    raise AssertionError(f"ended before it measured: {process.communicate()}")
+
+
+def test_a_measurement_whose_child_is_killed_is_one_line_and_no_record(small_file: Path, own_home: Path) -> None:
+    process = started("measure", "-m", str(small_file), "--suite", "smoke", "--cpu")
+    a_child_of(process).kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (line,) = err.splitlines()
+    assert "ended by SIGKILL" in line
+    assert records.list_records() == []
+
+
+def test_an_interrupted_measurement_is_one_line_and_leaves_nothing_running(small_file: Path, own_home: Path) -> None:
+    process = started("measure", "-m", str(small_file), "--suite", "full", "--cpu")
+    child = a_child_of(process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+    assert not child.is_running()
+    assert records.list_records() == []

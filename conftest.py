@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,11 @@ def small_file() -> Path:
 
 
 @pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home for one test, with the session's stand-ins."""
     home, shared = tmp_path / "home", HOME / "home" / "cache"
     shared.mkdir(parents=True, exist_ok=True)
     home.mkdir()
     (home / "cache").symlink_to(shared, target_is_directory=True)
     monkeypatch.setenv("NBUTILS_HOME", str(home))
-    yield home
+    return home

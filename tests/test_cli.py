@@ -15,9 +15,9 @@ import click
 import psutil
 import pytest
 import typer.main
-from helpers import copy_of_data, make_record
 
 import nbutils
+from helpers import copy_of_data, make_record
 from nbutils import build, cli, records
 
 Run = Callable[..., tuple[int, str, str]]
@@ -99,7 +99,11 @@ def test_an_error_is_one_line_and_its_code_says_who_acts(arguments: tuple[str, .
     assert said in err
 
 
-@pytest.mark.parametrize("arguments", [("no-such-command",), ("fit",), ("fit", "dgx-spark", "llama-3.3-70b", "--ctx", "0"), ("probe", "--seconds", "nan")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [("no-such-command",), ("fit",), ("fit", "dgx-spark", "llama-3.3-70b", "--ctx", "0"), ("probe", "--seconds", "none")],
+    ids=" ".join,
+)
 def test_what_is_no_command_is_misuse(arguments: tuple[str, ...], run: Run) -> None:
     code, _, err = run(*arguments)
     assert code == 2

@@ -14,8 +14,8 @@ from typing import Any
 import gguf
 import psutil
 import pytest
-from helpers import in_child
 
+from helpers import in_child
 from nbutils import _engine_child, engine
 from nbutils._ggml import TYPES
 from nbutils.errors import EngineError, NbutilsError, UsageError
@@ -164,7 +164,7 @@ def test_every_point_has_its_samples_and_every_sample_is_positive(small_file: Pa
     for entry in [*found["yardsticks"], *found["kernels"]]:
         assert len(entry["samples_s"]) >= 3
         assert min(entry["samples_s"]) > 0
-    assert {y["when"] for y in found["yardsticks"]} == {"before", "after"}
+    assert {"before", "after"} <= {y["when"] for y in found["yardsticks"]}
     assert {k["placement"] for k in found["kernels"]} == {"cache", "memory"}
     assert stages[0] == "loading"
     assert children() == []
@@ -181,8 +181,8 @@ def test_facts_agree_with_the_reader_of_the_gguf_project(small_file: Path) -> No
 
 def test_every_parameter_that_we_set_is_a_field_of_the_installed_binding() -> None:
     """ctypes takes any attribute name in silence: setting a field that was renamed would do nothing."""
-    code = "import json, llama_cpp as l; print(json.dumps({s: [f[0] for f in getattr(l, s)._fields_] for s in ('llama_model_params', 'llama_context_params')}))"
-    fields = in_child(code)
+    structs = ("llama_model_params", "llama_context_params")
+    fields = in_child(f"import json, llama_cpp as l; print(json.dumps({{s: [f[0] for f in getattr(l, s)._fields_] for s in {structs}}}))")
     checked = []
     for function in ast.walk(ast.parse(Path(_engine_child.__file__).read_text(encoding="utf-8"))):
         if not isinstance(function, ast.FunctionDef):
@@ -198,7 +198,8 @@ def test_every_parameter_that_we_set_is_a_field_of_the_installed_binding() -> No
                 elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in struct_of:
                     assert target.attr in fields[struct_of[target.value.id]], f"line {node.lineno}: {struct_of[target.value.id]} has no {target.attr}"
                     checked.append(target.attr)
-    assert {"n_gpu_layers", "n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "flash_attn_type", "type_k", "type_v", "swa_full"} <= set(checked)
+    assert {"n_gpu_layers", "n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch"} <= set(checked)
+    assert {"flash_attn_type", "type_k", "type_v", "swa_full"} <= set(checked)
 
 
 def test_the_description_names_the_binding_and_a_device() -> None:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +171,13 @@ def run_nbval(*, data: Path | None = None, source: Path | None = None) -> subpro
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> Iterator[Path]:
+def copied(tmp_path: Path) -> Path:
     """Copies of ``data/`` and ``src/``, as they are."""
     root = paths.project_dir()
     for folder in ("data", "src"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(root / "pyproject.toml", tmp_path)
-    yield tmp_path
+    return tmp_path
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -201,7 +200,8 @@ def test_one_more_gigabyte_per_second_in_the_registry_is_noticed(copied: Path) -
 
 
 def test_half_a_percent_in_a_limit_is_noticed(copied: Path) -> None:
-    edit(copied / "src" / "nbutils" / "limits.py", "return batch_size * bandwidth_bytes_per_s / step_bytes", "return 1.005 * batch_size * bandwidth_bytes_per_s / step_bytes")
+    formula = "batch_size * bandwidth_bytes_per_s / step_bytes"
+    edit(copied / "src" / "nbutils" / "limits.py", f"return {formula}", f"return 1.005 * {formula}")
     done = run_nbval(source=copied / "src", data=copied / "data")
     assert done.returncode == 1
     assert "run 'nbutils notebooks'" in done.stdout

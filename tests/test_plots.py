@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from helpers import make_record
 from matplotlib.axes import Axes
 
+from helpers import make_record
 from nbutils import frames, plots, registry
 from nbutils.specs import KernelRate
 
@@ -54,7 +54,7 @@ def _close() -> Iterator[None]:
 
 
 def test_every_figure_of_the_module_is_drawn_here() -> None:
-    assert set(FIGURES) == set(plots.__all__) - {"new_axes", "table"}
+    assert set(FIGURES) == set(plots.__all__) - {"new_axes", "table", "text"}
 
 
 @each_figure
@@ -107,6 +107,18 @@ def test_text_of_a_table_is_escaped_wherever_it_comes_from(column: str) -> None:
     html = plots.table(frame, {"model": "model", "decode": "decode (tok/s)"}).to_html()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_an_address_of_a_table_becomes_a_link_only_if_it_is_one() -> None:
+    frame = pd.DataFrame({"source": ["a <b>", "c", "d"], "url": ['https://example.org/?a=1&b="2"', "javascript:alert(1)", ""]})
+    html = plots.table(frame, {"source": "source"}, links={"source": "url"}).to_html()
+    assert 'href="https://example.org/?a=1&amp;b=&quot;2&quot;">a &lt;b&gt;</a>' in html
+    assert html.count("<a ") == 1
+    assert "javascript" not in html
+
+
+def test_a_paragraph_of_data_is_escaped() -> None:
+    assert plots.text("1 < 2 & <script>").data == "<p>1 &lt; 2 &amp; &lt;script&gt;</p>"
 
 
 def test_an_unknown_in_a_table_is_a_dash_and_numbers_are_formatted() -> None:

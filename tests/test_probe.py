@@ -8,11 +8,11 @@ from typing import Any
 
 import psutil
 import pytest
-from pynvml_stand_in import Card, StandIn
 
 from nbutils import probe
 from nbutils.errors import MissingExtra
 from nbutils.specs import Gpu
+from pynvml_stand_in import Card, StandIn
 
 GIB = 2**30
 
@@ -51,7 +51,12 @@ def test_a_graphics_card_is_found_by_its_own_memory_whatever_the_system_has(mach
 
 @pytest.mark.parametrize(
     ("name", "memory_gib"),
-    [("NVIDIA GeForce RTX 5060 Ti", 8), ("NVIDIA GeForce RTX 4090 Laptop GPU", 16), ("NVIDIA GeForce RTX 4090 D", 24), ("NVIDIA GeForce RTX 4090", 48)],
+    [
+        ("NVIDIA GeForce RTX 5060 Ti", 8),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 16),
+        ("NVIDIA GeForce RTX 4090 D", 24),
+        ("NVIDIA GeForce RTX 4090", 48),
+    ],
 )
 def test_a_card_of_like_name_or_other_memory_is_not_taken_for_a_listed_one(machine_with: Any, name: str, memory_gib: int) -> None:
     machine_with(Card(name, memory_gib * GIB))

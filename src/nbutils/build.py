@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def build_book(options: Options, console: Console) -> Result:
             raise DataError(f"{len(problems)} problems in the registry, the first: {problems[0]} ('nbutils check-data' lists all)")
     local_pages: list[Path] = []
     if not options.published:
-        local_pages, result.records = _this_machine(options, root, out, ledger, stage, console)
+        local_pages, result.records = _this_machine(options, root, out, ledger, stage)
     with stage("device pages") as say:
         _device_pages(root, ledger, say)
     with stage("book") as say:
@@ -103,7 +104,7 @@ class _Stages:
 # ── this machine ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger, stage: _Stages, console: Console) -> tuple[list[Path], list[Record]]:
+def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger, stage: _Stages) -> tuple[list[Path], list[Record]]:
     description = engine.describe()
     measure.check_backend(description, cpu=options.cpu)
     timing = sweep.digest([root / "src" / "nbutils" / f"{name}.py" for name in _TIMING_MODULES])
@@ -120,12 +121,15 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
             reads=reads + _reads_for_pages(root),
         )
         pages.append(_run(cell, ledger, say))
-    size = options.size or _size(description, options, ledger, say)
+    size = options.size or _size(out / "nbutils" / "size.txt", description, options, ledger, reads)
     stand_ins = [gguf_files.StandIn(kind, size, f) for kind in ("dense", "moe") for f in gguf_files.FORMATS]
     with stage("stand-in models") as say:
         _make_stand_ins(stand_ins, say)
     with stage("measurements") as say:
-        files = [_measure(s, options, root, out, ledger, reads, say) for s in stand_ins]
+        files = []
+        for number, stand_in in enumerate(stand_ins, 1):
+            label = f"{number} of {len(stand_ins)}, {stand_in.name} {stand_in.format}"
+            files.append(_measure(stand_in, options, root, out, ledger, reads, partial(_say_with, say, label)))
     with stage("pages of this machine") as say:
         cells = [
             sweep.Cell(
@@ -147,14 +151,17 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
     return pages, [records.read(f) for f in files]
 
 
-def _size(description: dict[str, Any], options: Options, ledger: sweep.Ledger, say: Callable[[str], None]) -> str:
-    """The size of stand-in for this machine; on a GPU it depends on how fast its memory is."""
-    use_gpu = measure.wants_gpu(description, cpu=options.cpu)
-    if not use_gpu:
+def _size(chosen: Path, description: dict[str, Any], options: Options, ledger: sweep.Ledger, reads: str) -> str:
+    """The size of stand-in for this machine; on a GPU it depends on how fast its memory is, which is measured once."""
+    if not measure.wants_gpu(description, cpu=options.cpu):
         return "base"
-    found = probe.speed(seconds=0.2, n_threads=probe.n_threads_default(), use_gpu=True, progress=say)
-    bandwidth = max(y.n_bytes / min(y.samples_s) for y in found["yardsticks"] if y.kind == "read" and y.where == "gpu")
-    return gguf_files.choose_size(bandwidth, registry.load_format("F16"), has_gpu=True)
+    key = f"{reads}|{options.cpu}"
+    if not ledger.is_done(chosen, key):
+        found = probe.speed(seconds=0.2, n_threads=probe.n_threads_default(), use_gpu=True)
+        rates = [y.n_bytes / min(y.samples_s) for y in found["yardsticks"] if y.kind == "read" and y.where == "gpu"]
+        paths.write_text(chosen, gguf_files.choose_size(max(rates), registry.load_format("F16"), has_gpu=True))
+        ledger.put(chosen, key)
+    return chosen.read_text(encoding="utf-8")
 
 
 def _make_stand_ins(stand_ins: list[gguf_files.StandIn], say: Callable[[str], None]) -> None:
@@ -193,12 +200,16 @@ def _measure(
         return Path(ledger.left(cell.output))
     registry.load_suite(options.suite)
     before = set(records.list_records())
-    sweep.run_cell(cell, _Lines(lambda line: say(f"{stand_in.name} {stand_in.format}: {line}")))
+    sweep.run_cell(cell, _Lines(say))
     new = sorted(set(records.list_records()) - before)
     if not new:
         raise DataError(f"{cell.output.name}: the notebook ran and left no record in {paths.user_records_dir()}")
     ledger.put(cell.output, cell.key, str(new[-1]))
     return new[-1]
+
+
+def _say_with(say: Callable[[str], None], label: str, line: str) -> None:
+    say(f"{label}: {line}")
 
 
 class _Lines:
@@ -231,8 +242,8 @@ def _reads_for_pages(root: Path) -> str:
 
 def _run(cell: sweep.Cell, ledger: sweep.Ledger, say: Callable[[str], None]) -> Path:
     if not ledger.is_done(cell.output, cell.key):
-        say(cell.title)
-        sweep.run_cell(cell)
+        say(html.unescape(cell.title))
+        sweep.run_cell(cell, _Lines(say))
         ledger.put(cell.output, cell.key)
     return cell.output
 

@@ -42,10 +42,19 @@ SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file st
 def main() -> None:
     """Entry point: turns every expected error into one line and an exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except NbutilsError as error:
         err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except Exception as error:
+        # The parser's own complaints; typer carries click inside it, so their class has no stable name.
+        if not hasattr(error, "format_message"):
+            raise
+        if message := error.format_message().strip():
+            err.print(f"nbutils: {message.rstrip('.')} ('nbutils --help' lists the commands)", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         err.print("nbutils: interrupted; what was finished is kept, the rest runs again next time")
         sys.exit(130)
@@ -70,6 +79,7 @@ def book(
     cpu: Cpu = False,
     threads: Threads = 0,
     published: Annotated[bool, typer.Option("--published", help="Build what is published: no measuring, no page of this machine.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Probe and measure this machine, run every notebook, build the book.
 
@@ -78,7 +88,11 @@ def book(
     if size and size not in build.SIZES:
         raise UsageError(f"no size {size!r}; use one of {', '.join(build.SIZES)}")
     options = build.Options(suite=suite, size=size, cpu=cpu, n_threads=threads, published=published)
-    result = build.build_book(options, out)
+    result = build.build_book(options, err if as_json else out)
+    if as_json:
+        measured = _rows(frames.measured_frame(result.records)) if result.records else []
+        _print_json({"book": str(result.index), "stages_s": result.stages_s, "measured": measured})
+        return
     if result.records:
         out.print(_summary(result.records))
     out.print(f"stages: {', '.join(f'{name} {s:.1f} s' for name, s in result.stages_s.items())}", highlight=False, soft_wrap=True)

@@ -17,9 +17,11 @@ from nbutils.specs import Backend, Configuration, Device, Figure, Format, Kernel
 from nbutils.tensors import bytes_read_per_token, parameters, weight_bytes, weight_bytes_read
 
 __all__ = [
+    "CLEAR_RATIO",
     "DEVICE_FORMATS",
     "DEVICE_HEADINGS",
     "NOISY_RATIO",
+    "OVERHEAD_SHARE",
     "SUMMARY_FORMATS",
     "SUMMARY_HEADINGS",
     "bandwidth_bytes_per_s",
@@ -44,12 +46,17 @@ __all__ = [
     "step_bytes",
     "summary_frame",
     "wall",
+    "wall_sentence",
     "wall_table",
     "yardstick_frame",
 ]
 
 #: A yardstick that moves by more than this within a run says that something else used the memory.
 NOISY_RATIO = 1.25
+#: Arithmetic alone this many times as fast as reading alone hides behind it.
+CLEAR_RATIO = 2.0
+#: Decode below this share of reading and arithmetic one after the other has another cause.
+OVERHEAD_SHARE = 0.75
 
 
 # ── what was measured ─────────────────────────────────────────────────────────────────────────────
@@ -105,11 +112,11 @@ def wall(*, achieved: float, bandwidth: float | None, arithmetic: float | None) 
     """
     if bandwidth is None or arithmetic is None:
         return "unknown"
-    if achieved < 0.75 / (1 / bandwidth + 1 / arithmetic):
+    if achieved < OVERHEAD_SHARE / (1 / bandwidth + 1 / arithmetic):
         return "overhead"
     if arithmetic < bandwidth:
         return "arithmetic"
-    return "bandwidth" if arithmetic > 2 * bandwidth else "bandwidth and arithmetic"
+    return "bandwidth" if arithmetic > CLEAR_RATIO * bandwidth else "bandwidth and arithmetic"
 
 
 def measured_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -358,6 +365,27 @@ def wall_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[
     )
 
 
+_WALL_WORDS = {
+    "bandwidth": "It hides behind the reads, and bandwidth binds",
+    "bandwidth and arithmetic": "Neither hides behind the other, and both bind",
+    "arithmetic": "It is the slower of the two, and arithmetic binds",
+    "overhead": "But decode is slower than both one after the other, so something else binds",
+}
+
+
+def wall_sentence(frame: pd.DataFrame, kind: str, gguf_type: str) -> str:
+    """What binds one file, with its numbers, in two sentences."""
+    decode = decode_rows(frame)
+    row = decode[(decode["kind"] == kind) & (decode["format"] == gguf_type)].iloc[-1]
+    if row["wall"] not in _WALL_WORDS:
+        return f"For {kind} {gguf_type} the wall is unknown."
+    ratio = row["arithmetic"] / row["bandwidth"]
+    return (
+        f"In {gguf_type} arithmetic alone goes through {row['arithmetic'] / 1e9:.0f} GB/s of weights, {ratio:.1f} times"
+        f" what the memory delivers. {_WALL_WORDS[row['wall']]}: decode reaches {row['share']:.0%} of the bandwidth."
+    )
+
+
 def noise_line(frame: pd.DataFrame) -> str:
     """Whether the machine was quiet, in a sentence."""
     noise = float(frame["noise"].max())
@@ -465,9 +493,10 @@ def machine_frame(machine: Machine, description: dict[str, Any] | None = None, b
     if machine.apple_working_set_bytes:
         rows.append(("working set", f"{machine.apple_working_set_bytes / 2**30:.1f} GiB set by iogpu.wired_limit_mb"))
     if description:
-        rows.append(("llama.cpp", f"{description['binding']}, {description['device']['description']}"))
+        device = description["device"]
+        rows.append(("llama.cpp", f"{description['binding']}, on {device['description']}, {device['memory_bytes'] / 2**30:.1f} GiB"))
     if backend:
-        rows.append(("llama.cpp", f"{backend.binding}, on {backend.device}"))
+        rows.append(("llama.cpp", f"{backend.binding}, on {backend.device}, {backend.memory_bytes / 2**30:.1f} GiB"))
     rows += [("note", note) for note in machine.notes]
     return pd.DataFrame(rows, columns=["property", "value"])
 

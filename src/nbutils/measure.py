@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -84,17 +85,22 @@ def check_backend(description: dict[str, Any], *, cpu: bool) -> None:
 
     Raises ``MissingExtra`` with the command that mends it, unless ``cpu`` says that the processor is meant.
     """
-    if cpu or description["gpu_offload"]:
+    if cpu or description["device"]["is_gpu"]:
         return
     gpus = [gpu.name for gpu in probe.machine().gpus]
     apple = platform.system() == "Darwin" and platform.machine() == "arm64"
     if not gpus and not apple:
         return
     name, flag = (gpus[0], "GGML_CUDA") if gpus else ("Apple GPU", "GGML_METAL")
+    if description["gpu_offload"]:
+        raise EngineError(
+            f"this machine has a GPU ({name}) and llama.cpp is built for one, but finds none it can use; check the driver and"
+            " CUDA_VISIBLE_DEVICES, or pass --cpu to measure the processor"
+        )
     raise MissingExtra(
         f"this machine has a GPU ({name}) but the installed llama.cpp cannot use it: "
-        f'CMAKE_ARGS="-D{flag}=on" pip install --force-reinstall --no-deps --no-cache-dir --no-binary llama-cpp-python '
-        "llama-cpp-python==" + version("llama_cpp_python") + " (or pass --cpu to measure the processor)"
+        f'CMAKE_ARGS="-D{flag}=on" {sys.executable} -m pip install --force-reinstall --no-deps --no-cache-dir '
+        f"--no-binary llama-cpp-python llama-cpp-python=={version('llama_cpp_python')} (or pass --cpu to measure the processor)"
     )
 
 
@@ -139,6 +145,7 @@ def measure(model: ModelFile, suite: Suite, *, n_threads: int = 0, cpu: bool = F
             backend=Backend(
                 binding=description["binding"],
                 device=_backend_name(description, use_gpu),
+                memory_bytes=description["device"]["memory_bytes"],
                 system_info=description["system_info"][:2000],
             ),
             model=FileFacts(name=model.name, origin=model.origin, reference=model.reference, **facts),

@@ -440,6 +440,8 @@ class Backend(Frozen):
     engine: Literal["llama.cpp"] = "llama.cpp"
     binding: Line
     device: Line
+    #: What the backend says its device has: on Apple the working set that Metal recommends, on a CPU the system's memory.
+    memory_bytes: Count
     system_info: Annotated[str, StringConstraints(max_length=2000)]
 
 

@@ -64,7 +64,7 @@ def make_record(**changes: Any) -> Record:
             memory_bytes=8 * 2**30,
             memory_available_bytes=6 * 2**30,
         ),
-        "backend": Backend(binding="llama-cpp-python 0.3.36", device="CPU", system_info="CPU : AVX2 = 1"),
+        "backend": Backend(binding="llama-cpp-python 0.3.36", device="CPU", memory_bytes=8 * 2**30, system_info="CPU : AVX2 = 1"),
         "model": FileFacts(
             name="stand-in-dense-small",
             origin="stand-in",

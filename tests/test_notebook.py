@@ -63,8 +63,8 @@ def test_a_value_of_another_type_is_named_with_what_it_takes(name: str, value: A
     assert str(caught.value) == f"parameter {name!r} is {said}"
 
 
-def test_an_unknown_name_suggests_the_nearest_and_lists_all() -> None:
-    with pytest.raises(UnknownParameter, match=r"no parameter 'devcie'; did you mean 'device'\?; known: device, n_ctx, seconds, cpu, records"):
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(UnknownParameter, match=r"no parameter 'devcie'; did you mean 'device'\?$"):
         run('# Parameters\ndevcie = "rtx-4090"', devcie="rtx-4090")
 
 

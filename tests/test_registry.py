@@ -204,11 +204,10 @@ def test_an_unknown_name_suggests_the_nearest(load: Callable[[str], object], wan
         load(wanted)
     assert repr(wanted) in str(caught.value)
     assert f"did you mean {near!r}?" in str(caught.value)
-    assert "; known: " in str(caught.value)
 
 
 def test_an_unknown_configuration_suggests_the_nearest() -> None:
-    with pytest.raises(UnknownId, match=r"^dgx-spark has no configuration '128'; did you mean '128gb'\?; known: 128gb$"):
+    with pytest.raises(UnknownId, match=r"^dgx-spark has no configuration '128'; did you mean '128gb'\?$"):
         registry.load_configuration(registry.load_device("dgx-spark"), "128")
 
 

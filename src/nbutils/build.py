@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -65,6 +66,7 @@ def build_book(options: Options, console: Console) -> Result:
     with stage("checking data"):
         if problems := registry.check_data():
             raise DataError(f"{len(problems)} problems in the registry, the first: {problems[0]} ('nbutils check-data' lists all)")
+        registry.load_suite(options.suite)
     local_pages: list[Path] = []
     if not options.published:
         local_pages, result.records = _this_machine(options, root, out, ledger, stage)
@@ -116,7 +118,7 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
         cell = sweep.Cell(
             notebook=root / "notebooks" / "probe.ipynb",
             output=page / "probe.ipynb",
-            parameters={"seconds": 1.0, "n_threads": options.n_threads, "cpu": options.cpu},
+            parameters={"seconds": min(1.0, registry.load_suite(options.suite).yardstick_s), "n_threads": options.n_threads, "cpu": options.cpu},
             title="What this machine is",
             reads=reads + _reads_for_pages(root),
         )
@@ -279,6 +281,11 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
     log = out / "nbutils" / "jupyter-book.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    # Pages of an earlier table of contents must not be published; a failed build must not cost the last good one.
+    before = out / "nbutils" / "html-before"
+    shutil.rmtree(before, ignore_errors=True)
+    if index.parent.exists():
+        index.parent.rename(before)
     with log.open("w+", encoding="utf-8", errors="replace") as words:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace")
         assert process.stdout is not None
@@ -288,6 +295,9 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
                 say(" ".join(told.groups()))
         code = process.wait()
     if code != 0:
+        if before.exists():
+            shutil.rmtree(index.parent, ignore_errors=True)
+            before.rename(index.parent)
         raise DataError(f"jupyter-book stopped with code {code}: {_first_complaint(log)} (all of it: {log})")
     ledger.put(index, key)
 
@@ -311,8 +321,6 @@ def _toc(root: Path, out: Path, local_pages: list[Path]) -> Path:
 
 def clean(root: Path) -> list[Path]:
     """Remove what builds made inside the checkout; records and stand-ins lie elsewhere and stay."""
-    import shutil
-
     made = [root / "_build", root / "book" / "devices", root / "book" / "here"]
     gone = [p for p in made if p.exists()]
     for path in gone:

@@ -42,7 +42,10 @@ SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file st
 def main() -> None:
     """Entry point: turns every expected error into one line and an exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # how typer says that the terminal interrupted
+            raise KeyboardInterrupt
+        sys.exit(code)
     except NbutilsError as error:
         err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)

@@ -115,7 +115,10 @@ def _converse(child: subprocess.Popen[bytes], request: dict[str, Any], words: IO
             raise EngineError(f"llama.cpp said nothing for {SILENCE_LIMIT_S / 60:.0f} min while {stage}; ended it, nothing was recorded") from None
         if line is None:
             raise EngineError(_obituary(child.wait(), stage, words))
-        event = json.loads(line)
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # printed by something else at start: not ours
         if event["event"] == "result":
             value: dict[str, Any] = event["value"]
             return value

@@ -62,10 +62,13 @@ class UnknownParameter(UsageError):
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest known name, or an empty string.
+    """Return ``; did you mean 'x'?`` for the nearest known name, or the list of what is known.
 
     >>> did_you_mean("dgx-sprak", ["dgx-spark", "rtx-4090"])
     "; did you mean 'dgx-spark'?"
+    >>> did_you_mean("mainframe", ["dgx-spark", "rtx-4090"])
+    '; known: dgx-spark, rtx-4090'
     """
-    near = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names = list(known)
+    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"

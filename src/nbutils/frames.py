@@ -328,7 +328,7 @@ SUMMARY_FORMATS = {"prefill": "{:,.0f}", "decode": "{:,.1f}", "ceiling": "{:,.1f
 def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per model, format and depth: prefill and decode rates, and the share of the bandwidth measured beside them."""
     rows = []
-    for (model, fmt, depth), part in frame.groupby(["model", "format", "depth"], sort=False):
+    for (_, model, fmt, depth), part in frame.groupby(["backend", "model", "format", "depth"], sort=False):
         prefill, decode = part[part["phase"] == "prefill"], part[part["phase"] == "decode"]
         last = decode.iloc[-1] if len(decode) else part.iloc[-1]
         rows.append(

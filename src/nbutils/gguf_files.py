@@ -80,7 +80,7 @@ def parse_stand_in(name: str, format_id: str) -> StandIn:
     """Turn ``stand-in-dense-small`` and a format into a stand-in; ``UnknownId`` with the nearest name otherwise."""
     known = [f"stand-in-{kind}-{size}" for size in SIZES for kind in ("dense", "moe")]
     if name not in known:
-        raise UnknownId(f"no stand-in {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}, or give a path to a .gguf file")
+        raise UnknownId(f"no stand-in {name!r}{did_you_mean(name, known)}, or give a path to a .gguf file")
     if format_id not in FORMATS:
         raise UnknownId(f"stand-ins are made as {', '.join(FORMATS)}, not as {format_id!r}{did_you_mean(format_id, FORMATS)}")
     _, _, kind, size = name.split("-")

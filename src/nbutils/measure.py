@@ -70,7 +70,7 @@ def _from_hub(repo: str, file: str, progress: engine.Progress | None) -> ModelFi
     except HfHubHTTPError as error:
         answer = error.response.status_code
         raise EngineError(f"{repo}/{file}: the hub answered {answer}; check both names (and your token for a gated model)") from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # whatever the transport raises, cut connections among it
         raise EngineError(f"{repo}/{file}: could not be fetched: {type(error).__name__}: {error}") from None
     return ModelFile(path=Path(path), name=Path(file).stem[:120], origin="hub", reference=repo[:200])
 

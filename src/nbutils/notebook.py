@@ -49,7 +49,8 @@ def parameters(namespace: dict[str, Any]) -> None:
     notebook does not have or a value of another type, before anything has run.
     """
     history: list[str] = [cell for cell in namespace.get("In", []) if cell]
-    types = declared(history[0]) if history else {}
+    # nbval keeps no history, and injects nothing.
+    types = declared(history[0]) if history else dict(namespace.get("__annotations__", {}))
     if not types:
         raise DataError("nbutils.notebook.parameters found no parameters cell before it; run the notebook from its first cell")
     nodes = [node for cell in history[1:-1] for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
@@ -61,7 +62,7 @@ def validate(types: dict[str, Any], values: dict[str, Any]) -> None:
     """Raise ``UnknownParameter`` for the first name without a type, or value that is not of its type."""
     for name, value in values.items():
         if name not in types:
-            raise UnknownParameter(f"no parameter {name!r}{did_you_mean(name, types)}; known: {', '.join(types)}")
+            raise UnknownParameter(f"no parameter {name!r}{did_you_mean(name, types)}")
         if not _is_a(value, types[name]):
             wanted = getattr(types[name], "__name__", None) if get_origin(types[name]) is None else str(types[name])
             raise UnknownParameter(f"parameter {name!r} is {value!r}, a {type(value).__name__}; it takes {wanted}")

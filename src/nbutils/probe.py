@@ -66,12 +66,12 @@ def identify(cpu: str, gpus: tuple[Gpu, ...], system_memory_bytes: int) -> tuple
 
     Names are compared whole; of several configurations the one is taken whose memory is nearest, within 12 %.
     """
-    names = {gpu.name for gpu in gpus}
-    memory = next((g.memory_bytes for g in gpus if g.memory_bytes), None) or system_memory_bytes
     for device_id in registry.device_ids():
         device = registry.load_device(device_id)
-        if names.intersection(device.nvml_names) or cpu in device.chip_names:
-            found = _nearest_configuration(device, memory if device.memory_kind == "discrete" else system_memory_bytes)
+        named = [gpu for gpu in gpus if gpu.name in device.nvml_names]
+        if named or cpu in device.chip_names:
+            own = named[0].memory_bytes if named and device.memory_kind == "discrete" else None
+            found = _nearest_configuration(device, own or system_memory_bytes)
             if found:
                 return device_id, found
     return "unlisted", ""

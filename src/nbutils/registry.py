@@ -101,7 +101,7 @@ def _parse(kind: type[_T], fields: dict[str, Any], place: str) -> _T:
 def _file(folder: str, wanted: str, what: str) -> Path:
     known = _ids(folder)
     if wanted not in known:
-        raise UnknownId(f"no {what} {wanted!r} in data/{folder}{did_you_mean(wanted, known)}; known: {', '.join(known)}")
+        raise UnknownId(f"no {what} {wanted!r} in data/{folder}{did_you_mean(wanted, known)}")
     return paths.data_dir() / folder / f"{wanted}.yaml"
 
 
@@ -148,9 +148,7 @@ def load_configuration(device: Device, configuration_id: str = "") -> Configurat
         return device.configuration(configuration_id)
     except KeyError:
         known = [c.id for c in device.configurations]
-        raise UnknownId(
-            f"{device.id} has no configuration {configuration_id!r}{did_you_mean(configuration_id, known)}; known: {', '.join(known)}"
-        ) from None
+        raise UnknownId(f"{device.id} has no configuration {configuration_id!r}{did_you_mean(configuration_id, known)}") from None
 
 
 def load_model(model_id: str) -> Model:
@@ -198,7 +196,7 @@ def load_format(format_id: str) -> Format:
     formats = load_formats()
     if format_id not in formats:
         hint = did_you_mean(format_id.upper(), formats)
-        raise UnknownId(f"no format {format_id!r} in data/formats.yaml{hint}; known: {', '.join(formats)}")
+        raise UnknownId(f"no format {format_id!r} in data/formats.yaml{hint}")
     return formats[format_id]
 
 

@@ -48,6 +48,8 @@ SCHEMA_VERSION = 1
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.\-]{0,63}$")]
 #: Text that reaches pages: bounded, one line. It is escaped where it becomes HTML, not here.
 Line = Annotated[str, StringConstraints(max_length=400, pattern=r"^[^\x00-\x1f\x7f]*$")]
+#: A name that becomes the title of a page: templates put it where markup would count.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^<>&\"\x00-\x1f\x7f]*$")]
 Standing = Literal["vendor", "press", "derived", "measured", "unverified"]
 Count = Annotated[int, Field(gt=0)]
 
@@ -162,7 +164,7 @@ class Device(Frozen):
     """A machine or a graphics card, with every configuration it is sold in."""
 
     id: Id
-    name: Line
+    name: Name
     family: Literal["nvidia-unified", "nvidia-discrete", "apple", "amd-unified", "amd-discrete", "intel", "qualcomm"]
     memory_kind: Literal["unified", "discrete"]
     #: Whole strings, compared exactly: a 16 GB card is not found by the name of an 8 GB one.
@@ -256,7 +258,7 @@ class Model(Frozen):
     """An architecture with its shape."""
 
     id: Id
-    name: Line
+    name: Name
     architecture: Literal["llama", "qwen3", "qwen3moe", "gpt-oss"]
     shape: Shape
     #: Where the shape comes from, and how far to trust it.
@@ -318,7 +320,7 @@ class Suite(Frozen):
     """Points to measure, with llama-bench's protocol: warm up, repeat, keep every sample."""
 
     id: Id
-    name: Line
+    name: Name
     points: Annotated[tuple[SuitePoint, ...], Field(min_length=1)]
     repetitions: Annotated[int, Field(gt=0, le=100)]
     #: Seconds of bandwidth reading before and after; the yardstick a share is taken of.
@@ -329,7 +331,7 @@ class NamedRun(Frozen):
     """Committed records that belong together and that chapters show under one name."""
 
     id: Id
-    name: Line
+    name: Name
     #: What the machine is and under which conditions it ran, in a sentence.
     description: Line
     #: Files under ``data/records``.

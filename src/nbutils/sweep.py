@@ -47,19 +47,24 @@ class Cell:
 def digest(files: Iterable[Path]) -> str:
     """SHA-256 over names and contents, in a fixed order; folders are walked."""
     total = hashlib.sha256()
-    for path in sorted(_walk(files)):
-        total.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    for name, path in sorted(_walk(files)):
+        total.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 
 
-def _walk(files: Iterable[Path]) -> list[Path]:
-    found = []
+def _walk(files: Iterable[Path]) -> list[tuple[str, Path]]:
+    """Files with their names relative to the folder that was asked for."""
+    found: list[tuple[str, Path]] = []
     for path in files:
         if path.is_dir():
-            found += [p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+            found += [(p.relative_to(path).as_posix(), p) for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
         elif path.is_file():
-            found.append(path)
+            found.append((path.name, path))
     return found
+
+
+def _place(output: Path) -> str:
+    return f"{output.parent.name}/{output.name}"
 
 
 class Ledger:
@@ -67,22 +72,24 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._entries: dict[str, dict[str, str]]
         try:
-            self._entries: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            read = json.loads(path.read_text(encoding="utf-8"))
+            self._entries = {name: {"key": entry["key"], "left": entry["left"]} for name, entry in read.items()}
+        except (AttributeError, KeyError, OSError, TypeError, ValueError):
             self._entries = {}  # a lost ledger costs a rerun, nothing else
 
     def is_done(self, output: Path, key: str) -> bool:
-        entry = self._entries.get(output.name)
+        entry = self._entries.get(_place(output))
         left = entry.get("left", "") if entry else ""
         return entry is not None and entry["key"] == key and output.exists() and (not left or Path(left).exists())
 
     def left(self, output: Path) -> str:
         """What the cell left behind: a path, or an empty string."""
-        return self._entries.get(output.name, {}).get("left", "")
+        return self._entries.get(_place(output), {}).get("left", "")
 
     def put(self, output: Path, key: str, left: str = "") -> None:
-        self._entries[output.name] = {"key": key, "left": left}
+        self._entries[_place(output)] = {"key": key, "left": left}
         paths.write_text(self._path, json.dumps(self._entries, indent=1, sort_keys=True) + "\n")
 
 

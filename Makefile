@@ -25,6 +25,7 @@ book: install
 	$(BIN)/nbutils book $(ARGS)
 
 test: install
+	$(BIN)/ruff format --check --quiet src tests conftest.py
 	$(BIN)/ruff check src tests conftest.py
 	$(BIN)/mypy
 	$(BIN)/nbutils check-data

@@ -26,6 +26,11 @@ NBUTILS = [sys.executable, "-c", "from nbutils.cli import main; main()"]
 
 
 def pytest_unconfigure() -> None:
+    # llama_cpp opens the null device twice on import and never closes it; Python would complain about that at the end.
+    utils = sys.modules.get("llama_cpp._utils")
+    for name in ("outnull_file", "errnull_file"):
+        if file := getattr(utils, name, None):
+            file.close()
     shutil.rmtree(HOME, ignore_errors=True)
 
 

@@ -248,3 +248,24 @@ def test_an_interrupted_measurement_is_one_line_and_leaves_nothing_running(small
     assert "interrupted" in err
     assert not child.is_running()
     assert records.list_records() == []
+
+
+def test_stand_ins_are_made_on_their_own_and_listed_as_json() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "from nbutils.cli import main; main()", "stand-ins", "--small", "--json"], capture_output=True, text=True, check=True
+    )
+    rows = json.loads(said.stdout)
+    assert len(rows) == 6
+    assert all(Path(row["path"]).stat().st_size == row["bytes"] for row in rows)
+    assert sum(row["bytes"] for row in rows) < 100e6
+
+
+def test_two_sizes_at_once_are_misuse() -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", "from nbutils.cli import main; main()", "book", "--small", "--size", "wide"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 2
+    assert "give one" in said.stderr

@@ -126,9 +126,5 @@ def test_the_largest_context_is_the_largest_multiple_that_fits(model: Model, sha
 def test_the_largest_context_agrees_with_trying_them_all() -> None:
     model, fmt = registry.load_model("qwen3-32b"), registry.load_format("Q4_K_M")
     usable = registry.load_device("rtx-4090").configuration().usable_bytes
-    tried = [
-        n
-        for n in range(256, model.shape.n_ctx_train + 1, 256)
-        if memory_budget(model, fmt, n_ctx=n, usable_bytes=usable).headroom_bytes >= 0
-    ]
+    tried = [n for n in range(256, model.shape.n_ctx_train + 1, 256) if memory_budget(model, fmt, n_ctx=n, usable_bytes=usable).headroom_bytes >= 0]
     assert largest_context(model, fmt, usable_bytes=usable) == max(tried)

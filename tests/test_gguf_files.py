@@ -325,3 +325,8 @@ def test_llama_cpp_loads_all_six_decodes_finite_logits_and_speaks_ascii(made: di
         assert answer["text"].isascii(), stand_in
         assert len(answer["text"].split()) == SIZES["small"].n_vocab - 259, stand_in
         assert answer["same"], stand_in
+
+
+def test_the_checksum_beside_a_file_is_the_files(small_file: Path) -> None:
+    with small_file.open("rb") as file:
+        assert gguf_files.sha256(small_file) == hashlib.file_digest(file, "sha256").hexdigest()

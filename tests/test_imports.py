@@ -104,9 +104,7 @@ def test_the_core_does_not_touch_the_world(name: str) -> None:
 
 @pytest.mark.parametrize("path", sources(), ids=name_of)
 def test_optional_packages_are_imported_where_they_are_used(path: Path) -> None:
-    top = ast.Module(
-        [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import | ast.ImportFrom)], []
-    )
+    top = ast.Module([node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     found = {module.split(".")[0] for module in imported(top)} & OPTIONAL
     assert not found, f"{path.stem} imports {', '.join(sorted(found))} at its top: move it into the function"
 

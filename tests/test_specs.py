@@ -103,9 +103,7 @@ def test_a_value_that_cannot_be_is_refused_in_words(kind: type[Any], fields: dic
     assert words in refusal(kind, fields)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "shape", "words"), [("qwen3moe", {}, "needs shape.experts"), ("llama", {"experts": (4, 1, 64)}, "has no")]
-)
+@pytest.mark.parametrize(("architecture", "shape", "words"), [("qwen3moe", {}, "needs shape.experts"), ("llama", {"experts": (4, 1, 64)}, "has no")])
 def test_an_architecture_and_its_experts_belong_together(architecture: str, shape: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         make_model(architecture, **shape)

@@ -28,7 +28,7 @@ from nbutils.errors import DataError, NbutilsError
 from nbutils.specs import Record
 from nbutils.tensors import weight_bytes
 
-__all__ = ["SIZES", "Options", "Result", "build_book", "clean"]
+__all__ = ["SIZES", "Options", "Result", "build_book", "clean", "make_stand_ins"]
 
 SIZES = tuple(gguf_files.SIZES)
 
@@ -124,9 +124,8 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
         )
         pages.append(_run(cell, ledger, say))
     size = options.size or _size(out / "nbutils" / "size.txt", description, options, ledger, reads)
-    stand_ins = [gguf_files.StandIn(kind, size, f) for kind in ("dense", "moe") for f in gguf_files.FORMATS]
     with stage("stand-in models") as say:
-        _make_stand_ins(stand_ins, say)
+        stand_ins = [stand_in for stand_in, _ in make_stand_ins(size, say)]
     with stage("measurements") as say:
         files = []
         for number, stand_in in enumerate(stand_ins, 1):
@@ -166,8 +165,10 @@ def _size(chosen: Path, description: dict[str, Any], options: Options, ledger: s
     return chosen.read_text(encoding="utf-8")
 
 
-def _make_stand_ins(stand_ins: list[gguf_files.StandIn], say: Callable[[str], None]) -> None:
+def make_stand_ins(size: str, say: Callable[[str], None]) -> list[tuple[gguf_files.StandIn, Path]]:
+    """Make the pair of ``size`` in every format, unless it is there, telling how far it is."""
     formats = {name: registry.load_format(name) for name in gguf_files.FORMATS}
+    stand_ins = [gguf_files.StandIn(kind, size, f) for kind in ("dense", "moe") for f in gguf_files.FORMATS]
     total = sum(weight_bytes(gguf_files.stand_in_model(s.kind, s.size), formats[s.format]) for s in stand_ins)
     written, told = 0, 0
 
@@ -178,7 +179,7 @@ def _make_stand_ins(stand_ins: list[gguf_files.StandIn], say: Callable[[str], No
             told = written
             say(f"{written / 1e9:.1f} of {total / 1e9:.1f} GB")
 
-    gguf_files.make_all(stand_ins, formats, progress)
+    return list(zip(stand_ins, gguf_files.make_all(stand_ins, formats, progress), strict=True))
 
 
 def _measure(

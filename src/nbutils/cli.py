@@ -6,15 +6,15 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import nbutils
-from nbutils import build, frames, notebook, paths, records, registry, sweep
-from nbutils.errors import NbutilsError, UsageError
+from nbutils import build, frames, gguf_files, notebook, paths, records, registry, sweep
+from nbutils.errors import NbutilsError, UsageError, did_you_mean
 
 __all__ = ["main"]
 
@@ -36,6 +36,8 @@ if not out.is_terminal:
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Cpu = Annotated[bool, typer.Option("--cpu", help="Measure the processor even where there is a GPU.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="Processor threads; 0 means one per physical core.")]
+Size = Annotated[str, typer.Option(help="Size of the stand-in models: small, base or wide; by default it suits the machine.")]
+Small = Annotated[bool, typer.Option("--small", help="The same as --size small: some tens of MB, for trying things out.")]
 SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file stem in data/suites (smoke, quick, full).")]
 
 
@@ -78,7 +80,8 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def book(
     suite: SuiteName = "quick",
-    size: Annotated[str, typer.Option(help="Size of the stand-in models: small, base or wide; by default it suits the machine.")] = "",
+    size: Size = "",
+    small: Small = False,
     cpu: Cpu = False,
     threads: Threads = 0,
     published: Annotated[bool, typer.Option("--published", help="Build what is published: no measuring, no page of this machine.")] = False,
@@ -88,9 +91,7 @@ def book(
 
     What has not changed since last time is not run again. Example: nbutils book --suite full
     """
-    if size and size not in build.SIZES:
-        raise UsageError(f"no size {size!r}; use one of {', '.join(build.SIZES)}")
-    options = build.Options(suite=suite, size=size, cpu=cpu, n_threads=threads, published=published)
+    options = build.Options(suite=suite, size=_size(size, small), cpu=cpu, n_threads=threads, published=published)
     result = build.build_book(options, err if as_json else out)
     if as_json:
         measured = _rows(frames.measured_frame(result.records)) if result.records else []
@@ -103,13 +104,15 @@ def book(
 
 
 def _summary(found: list[Any]) -> Table:
-    """Model, format, rates and share: the last thing a build prints."""
-    frame = frames.summary_frame(frames.measured_frame(found))
-    table = Table(title="Measured on this machine")
-    for name, heading in frames.SUMMARY_HEADINGS.items():
-        table.add_column(heading, justify="right" if name in frames.SUMMARY_FORMATS else "left", no_wrap=name in ("model", "format", "backend"))
-    for row in frame.to_dict("records"):
-        table.add_row(*(_cell(row[name], frames.SUMMARY_FORMATS.get(name, "{}")) for name in frames.SUMMARY_HEADINGS))
+    """Model, format, rates, share and backend: the last thing a build prints. The ceiling is on the page."""
+    measured = frames.measured_frame(found)
+    headings = {name: heading for name, heading in frames.SUMMARY_HEADINGS.items() if name != "ceiling"}
+    table = Table(title="Measured on this machine", caption=frames.noise_line(measured))
+    for name, heading in headings.items():
+        justify: Literal["left", "right"] = "right" if name in frames.SUMMARY_FORMATS else "left"
+        table.add_column(heading, justify=justify, no_wrap=name in ("model", "format", "wall", "backend"))
+    for row in frames.summary_frame(measured).to_dict("records"):
+        table.add_row(*(_cell(row[name], frames.SUMMARY_FORMATS.get(name, "{}")) for name in headings))
     return table
 
 
@@ -118,6 +121,30 @@ def _cell(value: Any, pattern: str) -> str:
 
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     return "–" if missing else escape(pattern.format(value))
+
+
+def _size(size: str, small: bool) -> str:
+    if small and size not in ("", "small"):
+        raise UsageError(f"both --small and --size {size} are given; give one")
+    if size and size not in build.SIZES:
+        raise UsageError(f"no size {size!r}{did_you_mean(size, build.SIZES)}")
+    return "small" if small else size
+
+
+@app.command("stand-ins")
+def stand_ins(size: Size = "", small: Small = False, as_json: AsJson = False) -> None:
+    """Make the stand-in models and say where they are: a dense and a MoE one, in three formats.
+
+    They are real architectures with random weights, for measuring where no weights can be downloaded. Example: nbutils stand-ins --small
+    """
+    with err.status("making stand-in models …") as status:
+        made = build.make_stand_ins(_size(size, small) or "base", status.update)
+    rows = [{"name": s.name, "format": s.format, "bytes": p.stat().st_size, "sha256": gguf_files.sha256(p), "path": str(p)} for s, p in made]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        out.print(f"{row['bytes']:>13,} bytes  {row['name']} {row['format']:<6}  {row['path']}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

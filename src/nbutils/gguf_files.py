@@ -28,7 +28,7 @@ from nbutils.errors import DataError, MissingExtra, UnknownId, did_you_mean
 from nbutils.specs import Experts, Format, Model, Shape, Source
 from nbutils.tensors import Tensor, tensor_type, tensors, weight_bytes, weight_bytes_read
 
-__all__ = ["FORMATS", "SEED", "SIZES", "StandIn", "choose_size", "make", "make_all", "parse_stand_in", "stand_in_model", "stand_in_path"]
+__all__ = ["FORMATS", "SEED", "SIZES", "StandIn", "choose_size", "make", "make_all", "parse_stand_in", "sha256", "stand_in_model", "stand_in_path"]
 
 FORMATS = ("F16", "Q8_0", "Q4_K_M")
 SEED = 20261120
@@ -158,6 +158,11 @@ def make_all(stand_ins: list[StandIn], formats: dict[str, Format], progress: Cal
     """Make several files, two at a time; drawing, hashing and writing all release the interpreter."""
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda s: make(s, formats[s.format], progress), stand_ins))
+
+
+def sha256(path: Path) -> str:
+    """The checksum kept beside a stand-in when it was made."""
+    return str(json.loads(_side_file(path).read_text(encoding="utf-8"))["sha256"])
 
 
 def _side_file(path: Path) -> Path:

@@ -42,7 +42,7 @@ FIGURES: dict[str, Callable[[Axes], Axes]] = {
     "device_ceilings": lambda ax: plots.device_ceilings(device(), ax=ax),
     "budget_bar": lambda ax: plots.budget_bar(budget(), 39_000_000_000, ax=ax),
     "yardsticks": lambda ax: plots.yardsticks(frames.yardstick_frame(make_record().yardsticks), ax=ax),
-    "roofline": lambda ax: plots.roofline(rooflines(), ax=ax),
+    "roofline": lambda ax: plots.roofline(rooflines(), {"decode": 3.3}, ax=ax),
 }
 each_figure = pytest.mark.parametrize("name", FIGURES)
 
@@ -88,7 +88,7 @@ def test_the_ceiling_is_a_line_and_the_measurement_a_point_under_it() -> None:
 
 
 def test_a_device_without_a_known_peak_has_no_roofline() -> None:
-    ax = plots.roofline(rooflines(), ax=plots.new_axes())
+    ax = plots.roofline(rooflines(), {"decode": 3.3}, ax=plots.new_axes())
     legend = ax.get_legend()
     assert legend is not None
     assert [t.get_text() for t in legend.get_texts()] == ["one", "two"]

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ _KEYS_OF_PARTIAL_CACHES = ("attention.sliding_window", "attention.kv_lora_rank",
 
 def main() -> int:
     """Serve one request; the exit code is 0 when an answer, good or bad, was sent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal asks everybody; the parent decides, and ends us
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # whatever a C library prints to stdout must not mix with the answers
 

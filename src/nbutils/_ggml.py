@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,8 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_backend_reg": (c_void_p, [c_void_p]),
     "ggml_backend_reg_get_proc_address": (c_void_p, [c_void_p, c_char_p]),
     "ggml_backend_alloc_ctx_tensors": (c_void_p, [c_void_p, c_void_p]),
+    "ggml_backend_alloc_ctx_tensors_from_buft": (c_void_p, [c_void_p, c_void_p]),
+    "ggml_backend_dev_supports_op": (c_bool, [c_void_p, c_void_p]),
     "ggml_backend_buffer_free": (None, [c_void_p]),
     "ggml_backend_tensor_set": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
     "ggml_backend_graph_compute": (c_int, [c_void_p, c_void_p]),
@@ -100,9 +102,23 @@ class Ggml:
             raise RuntimeError("ggml could not start its backend")
         self.is_gpu = self._f["ggml_backend_dev_type"](self._device) in (_DEVICE_GPU, _DEVICE_IGPU)
         self.n_threads = n_threads
-        registry = self._f["ggml_backend_dev_backend_reg"](self._device)
-        if address := self._f["ggml_backend_reg_get_proc_address"](registry, b"ggml_backend_set_n_threads"):
+        if address := self._special(b"ggml_backend_set_n_threads"):
             ctypes.CFUNCTYPE(None, c_void_p, c_int)(address)(self._backend, n_threads)
+
+    def _special(self, name: bytes) -> Any:
+        """Address of a function that only some backends have."""
+        return self._f["ggml_backend_reg_get_proc_address"](self._f["ggml_backend_dev_backend_reg"](self._device), name)
+
+    def _special_buffers(self) -> list[Any]:
+        """Buffer types in which a backend keeps weights in a layout of its own, in the order llama.cpp tries them."""
+        address = self._special(b"ggml_backend_dev_get_extra_bufts")
+        if not address:
+            return []
+        listed = ctypes.CFUNCTYPE(POINTER(c_void_p), c_void_p)(address)(self._device)
+        found: list[Any] = []
+        while listed and listed[len(found)]:
+            found.append(listed[len(found)])
+        return found
 
     def _find(self, use_gpu: bool) -> Any:
         by_type = self._f["ggml_backend_dev_by_type"]
@@ -148,33 +164,52 @@ class Ggml:
 
     @contextmanager
     def _graph(self, tensor_type: str, product: Product) -> Iterator[tuple[Any, int]]:
+        """A graph of products whose weights lie where llama.cpp would keep them, repacked for the processor or not."""
+        with ExitStack() as stack:
+            for buffer_type in [*self._special_buffers(), None]:
+                made = self._products(stack, tensor_type, product, buffer_type)
+                if made:
+                    yield made
+                    return
+
+    def _products(self, stack: ExitStack, tensor_type: str, product: Product, buffer_type: Any) -> tuple[Any, int] | None:
+        """The graph with weights in ``buffer_type`` (``None``: the backend's own); ``None`` when it cannot multiply there."""
         f = self._f
-        size = (product.n_products + 8) * f["ggml_tensor_overhead"]() + f["ggml_graph_overhead"]()
-        context = f["ggml_init"](_InitParams(size, None, True))
-        buffer = None
-        try:
-            weights = f["ggml_new_tensor_2d"](context, TYPES[tensor_type], product.n_columns, product.n_rows)
-            vector = f["ggml_new_tensor_2d"](context, TYPES["F32"], product.n_columns, product.n_batch)
-            graph = f["ggml_new_graph"](context)
-            for _ in range(product.n_products):
-                f["ggml_build_forward_expand"](graph, f["ggml_mul_mat"](context, weights, vector))
-            buffer = f["ggml_backend_alloc_ctx_tensors"](context, self._backend)
-            if not buffer:
-                raise MemoryError(f"no memory for a {tensor_type} matrix of {product.n_rows} x {product.n_columns}")
-            self._fill(weights)
-            self._fill(vector)
-            yield graph, f["ggml_nbytes"](weights)
-        finally:
-            if buffer:
-                f["ggml_backend_buffer_free"](buffer)
-            f["ggml_free"](context)
+        kept, made = (self._context(stack, n) for n in (2, product.n_products + 8))
+        weights = f["ggml_new_tensor_2d"](kept, TYPES[tensor_type], product.n_columns, product.n_rows)
+        if buffer_type is None:
+            buffer = f["ggml_backend_alloc_ctx_tensors"](kept, self._backend)
+        else:
+            buffer = f["ggml_backend_alloc_ctx_tensors_from_buft"](kept, buffer_type)
+        if not buffer:
+            raise MemoryError(f"no memory for a {tensor_type} matrix of {product.n_rows} x {product.n_columns}")
+        stack.callback(f["ggml_backend_buffer_free"], buffer)
+        vector = f["ggml_new_tensor_2d"](made, TYPES["F32"], product.n_columns, product.n_batch)
+        products = [f["ggml_mul_mat"](made, weights, vector) for _ in range(product.n_products)]
+        if buffer_type is not None and not f["ggml_backend_dev_supports_op"](self._device, products[0]):
+            return None
+        graph = f["ggml_new_graph"](made)
+        for node in products:
+            f["ggml_build_forward_expand"](graph, node)
+        scratch = f["ggml_backend_alloc_ctx_tensors"](made, self._backend)
+        if not scratch:
+            raise MemoryError(f"no memory for {product.n_batch} vectors of {product.n_columns}")
+        stack.callback(f["ggml_backend_buffer_free"], scratch)
+        self._fill(weights)
+        self._fill(vector)
+        return graph, f["ggml_nbytes"](weights)
+
+    def _context(self, stack: ExitStack, n_tensors: int) -> Any:
+        size = n_tensors * self._f["ggml_tensor_overhead"]() + self._f["ggml_graph_overhead"]()
+        context = self._f["ggml_init"](_InitParams(size, None, True))
+        stack.callback(self._f["ggml_free"], context)
+        return context
 
     def _fill(self, tensor: Any) -> None:
         """Write a small-valued pattern to every page: an untouched page is the one zero page, and reads from cache.
 
-        The byte 0x11 makes tiny, finite numbers in every type used here.
+        The byte 0x11 makes tiny, finite numbers in every type used here. Written at once, because a layout of its own can
+        only be made from a whole matrix.
         """
-        n_bytes = self._f["ggml_nbytes"](tensor)
-        chunk = np.full(min(n_bytes, 1 << 24), 0x11, np.uint8)
-        for offset in range(0, n_bytes, chunk.nbytes):
-            self._f["ggml_backend_tensor_set"](tensor, chunk.ctypes.data, offset, min(chunk.nbytes, n_bytes - offset))
+        pattern = np.full(self._f["ggml_nbytes"](tensor), 0x11, np.uint8)
+        self._f["ggml_backend_tensor_set"](tensor, pattern.ctypes.data, 0, pattern.nbytes)

@@ -51,8 +51,11 @@ def main() -> None:
     except NbutilsError as error:
         err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
-    except typer.Abort:
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("nbutils: interrupted; what was finished is kept, the rest runs again next time")
         sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
     except Exception as error:
         # The parser's own complaints; typer carries click inside it, so their class has no stable name.
         if not hasattr(error, "format_message"):
@@ -60,11 +63,6 @@ def main() -> None:
         if message := error.format_message().strip():
             err.print(f"nbutils: {message.rstrip('.')} ('nbutils --help' lists the commands)", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("nbutils: interrupted; what was finished is kept, the rest runs again next time")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

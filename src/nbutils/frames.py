@@ -45,6 +45,7 @@ __all__ = [
     "spread_of_yardsticks",
     "step_bytes",
     "summary_frame",
+    "summary_table",
     "wall",
     "wall_sentence",
     "wall_table",
@@ -347,22 +348,17 @@ def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def summary_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """The summary as ``plots.table`` takes it, for a page that names its one backend elsewhere."""
+    return summary_frame(frame), {k: v for k, v in SUMMARY_HEADINGS.items() if k != "backend"}, SUMMARY_FORMATS
+
+
 def wall_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
     """What was reached, what reading and arithmetic alone allow, what binds; what ``plots.table`` takes."""
     decode = decode_rows(frame)
-    shown = decode[["kind", "format", "wall", "noise"]].assign(**{name: decode[name] / 1e9 for name in ("achieved", "bandwidth", "arithmetic")})
-    headings = {
-        "kind": "stand-in",
-        "format": "format",
-        "achieved": "decode (GB/s of weights)",
-        "bandwidth": "reading alone",
-        "arithmetic": "arithmetic alone",
-    }
-    return (
-        shown,
-        headings | {"wall": "what binds", "noise": "yardstick moved by"},
-        dict.fromkeys(("achieved", "bandwidth", "arithmetic"), "{:,.1f}") | {"noise": "{:.2f}×"},
-    )
+    rates = {"achieved": "decode (GB/s of weights)", "bandwidth": "reading alone", "arithmetic": "arithmetic alone"}
+    shown = decode[["kind", "format", "wall"]].assign(**{name: decode[name] / 1e9 for name in rates})
+    return shown, {"kind": "stand-in", "format": "format"} | rates | {"wall": "what binds"}, dict.fromkeys(rates, "{:,.1f}")
 
 
 _WALL_WORDS = {

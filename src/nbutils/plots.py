@@ -98,8 +98,10 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             capsize=3,
             markersize=8,
         )
-        place, shift = (row.step_bytes / 1e9, row.tok_per_s), (-8, -4)
-        ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha="right", fontsize=8)
+        # A mixture of experts and a dense file may lie on one spot; their names must not.
+        shift, side = ((-9, -3), "right") if row.kind == "MoE" else ((0, -17), "center")
+        place = (row.step_bytes / 1e9, row.tok_per_s)
+        ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
     ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="decode (tok/s)")
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
@@ -127,14 +129,17 @@ def rates_by_wall(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     return ax
 
 
-def roofline(devices: pd.DataFrame, *, ax: Axes) -> Axes:
-    """Rooflines of devices: attainable FLOP/s over FLOP per byte. Columns: ``name, bandwidth, peak``; a missing peak is skipped."""
+def roofline(devices: pd.DataFrame, marks: Mapping[str, float], *, ax: Axes) -> Axes:
+    """Rooflines of devices: attainable FLOP/s over FLOP per byte, with vertical lines at the intensities of ``marks``.
+
+    Columns: ``name, bandwidth, peak``; a device whose peak is unknown is left out.
+    """
     known = devices.dropna(subset=["peak"])
     x = np.geomspace(0.5, 4096, 200)
     styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
     for row, colour, style in zip(known.itertuples(), sns.color_palette("colorblind"), styles, strict=False):
         ax.plot(x, np.minimum(row.bandwidth * x, row.peak) / 1e12, color=colour, linestyle=style, label=row.name)
-    for intensity, label in ((2 / (4.9 / 8), "decode,\n4.9 bits"), (512 * 2 / (4.9 / 8), "prefill,\n512 tokens")):
+    for label, intensity in marks.items():
         ax.axvline(intensity, color="0.5", linewidth=1)
         ax.annotate(label, (intensity, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=8, color="0.25")
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="attainable (TFLOP/s)")

@@ -456,7 +456,7 @@ def figure_frame(device: Device) -> pd.DataFrame:
                 {
                     "figure": name if i == 0 else f"{name}, another source",
                     "value": f"{entry.value:,g} {entry.unit}",
-                    "standing": entry.standing,
+                    "standing": "⚠ unverified" if entry.standing == "unverified" else entry.standing,
                     "source": source.title,
                     "url": source.url,
                     "note": note,

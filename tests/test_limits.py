@@ -138,7 +138,7 @@ def test_a_prompt_in_two_parts_costs_one_output_head_more(model: Model, first: i
 
 
 @given(bandwidth=BANDWIDTHS, step_bytes=st.floats(1e6, 1e12))
-def test_a_step_at_the_ceiling_has_mbu_one(bandwidth: float, step_bytes: float) -> None:
+def test_mbu_is_one_where_the_rate_is_the_ceiling(bandwidth: float, step_bytes: float) -> None:
     itl_s = 1 / decode_ceiling_tok_per_s(bandwidth, step_bytes)
     assert mbu(step_bytes=step_bytes, itl_s=itl_s, bandwidth_bytes_per_s=bandwidth) == pytest.approx(1)
 

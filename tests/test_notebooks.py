@@ -42,7 +42,7 @@ def test_cells_are_short_and_define_nothing(path: Path) -> None:
     banned = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
     for cell in cells(path):
         assert len(cell.source.splitlines()) <= 12, f"over twelve lines: {cell.source}"
-        assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, banned)], f"move to nbutils: {cell.source}"
+        assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, banned)], f"a definition in a cell: {cell.source}"
 
 
 @each_notebook

@@ -1,7 +1,7 @@
 """GGUF files: stand-in models out.
 
-A stand-in is a real architecture with random weights: llama.cpp loads it, reads the same bytes and does the same
-arithmetic per token as for trained weights of that shape. Its text is noise. It exists so that a machine can be
+A stand-in is a real architecture with random weights. For llama.cpp it is a model like any other: per token it goes
+through as many bytes and as many operations as with trained weights of that shape. Its text is noise. It exists so that a machine can be
 measured where no weights can be downloaded.
 """
 

@@ -63,10 +63,10 @@ def decode_step_bytes(model: Model, fmt: Format, *, depth: int = 0, batch_size: 
 
 
 def decode_ceiling_tok_per_s(bandwidth_bytes_per_s: float, step_bytes: float, *, batch_size: int = 1) -> float:
-    """Most tok/s that memory bandwidth allows, summed over the batch.
+    """Upper bound on tok/s over all sequences of the batch, set by memory bandwidth alone.
 
-    Assumes each step reads ``step_bytes`` from memory, nothing stays in cache, arithmetic hides behind the reads,
-    and no speculative decoding, which checks several tokens per step.
+    It holds where each step reads ``step_bytes`` from memory, nothing stays in cache, arithmetic hides behind the reads,
+    and no draft is checked several tokens at a time (speculative decoding).
 
     >>> decode_ceiling_tok_per_s(273e9, 42e9)
     6.5

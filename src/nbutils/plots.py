@@ -1,4 +1,4 @@
-"""Frames become figures: ceilings are lines, measurements are points, axes carry units.
+"""Frames become figures. A bound is drawn as a line, a measurement as a point, and every axis names its unit.
 
 Every function takes a frame and an ``ax`` and returns the ``ax``. Colours are seaborn's colour-blind palette, and
 nothing is told by colour alone.

@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ def main() -> int:
         _send(answers, event, fields)
 
     request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     operations: dict[str, Callable[..., Any]] = {"describe": _describe, "inspect": _inspect, "probe": _probe, "measure": _measure}
     try:
         emit("result", value=operations[request.pop("op")](emit, **request))
@@ -52,6 +54,13 @@ def main() -> int:
     except (MemoryError, OSError, RuntimeError, ValueError) as error:
         emit("error", message=f"{type(error).__name__}: {error}")
     return 0
+
+
+def _end_with_parent() -> None:
+    """The parent keeps our input open; when it ends, whatever ended it, so do we."""
+    while sys.stdin.read(1):
+        pass
+    os._exit(1)
 
 
 def _send(answers: TextIO, event: str, fields: dict[str, Any]) -> None:
@@ -108,14 +117,17 @@ def _inspect(emit: Event, path: str) -> dict[str, Any]:
         reader = gguf.GGUFReader(file)
     except Exception as error:
         raise EngineError(
-            f"{file.name}: damaged or cut short ({type(error).__name__} in its header, file of {file.stat().st_size:,} bytes); fetch it again"
+            f"{file.name}: damaged or cut short: its header promises more than the file's {file.stat().st_size:,} bytes hold"
+            f" ({type(error).__name__}); fetch it again"
         ) from None
     groups: dict[str, list[int]] = {}
+    stored: list[tuple[str, str, int]] = []
     for tensor in reader.tensors:
         role = Tensor(name=tensor.name, shape=tuple(int(n) for n in tensor.shape)).role
         group = groups.setdefault(role, [0, 0])
         group[0] += int(tensor.n_bytes)
         group[1] += int(tensor.n_elements)
+        stored.append((role, tensor.tensor_type.name, int(tensor.n_bytes)))
     if not groups:
         raise EngineError(f"{file.name}: holds no tensors (a vocabulary, or one part of several); name the file with the weights")
     if "general.architecture" not in reader.fields:
@@ -140,9 +152,20 @@ def _inspect(emit: Event, path: str) -> dict[str, Any]:
         "n_expert_used": int(number("expert_used_count")),
         "kv_bytes_per_token": _kv_bytes(number, arch, reader.fields),
         "tensors": [{"role": role, "n_bytes": b, "n_elements": n} for role, (b, n) in sorted(groups.items())],
+        "type_bytes_read": _type_bytes_read(stored, int(number("expert_count")), int(number("expert_used_count"))),
         "header_sha256": hashlib.sha256(header).hexdigest(),
-        "common_type": common,
     }
+
+
+def _type_bytes_read(stored: list[tuple[str, str, int]], n_expert: int, n_expert_used: int) -> dict[str, int]:
+    """Bytes one token reads, by tensor type."""
+    from nbutils.tensors import bytes_read_per_token
+
+    # Whether the embedding is the head is a matter of all types together.
+    has_head = any(role == "output" for role, _, _ in stored)
+    kept = [(role, kind, n) for role, kind, n in stored if role != "embedding" or not has_head]
+    by_type = {kind: [(role, n) for role, k, n in kept if k == kind] for _, kind, _ in kept}
+    return {kind: bytes_read_per_token(groups, n_expert, n_expert_used) for kind, groups in by_type.items()}
 
 
 def _check_magic(file: Path) -> None:
@@ -187,7 +210,7 @@ def _probe(emit: Event, seconds: float, n_threads: int, use_gpu: bool) -> dict[s
     """Yardsticks of reading and copying, and ggml's rates for the three types the stand-ins come in."""
     rulers = _Rulers(emit, n_threads=n_threads, use_gpu=use_gpu)
     yardsticks = rulers.yardsticks("probe", seconds, copy=True)
-    kernels = [k for tensor_type in ("F16", "Q8_0", "Q4_K") for k in rulers.kernels("probe", tensor_type, seconds)]
+    kernels = [k for tensor_type in ("F16", "Q8_0", "Q4_K") for k in rulers.kernels("probe", tensor_type, seconds, placements=("cache", "memory"))]
     return {"yardsticks": yardsticks, "kernels": kernels, "matrix": rulers.matrix_rates(seconds)}
 
 
@@ -222,7 +245,7 @@ class _Rulers:
                 add("C memmove, bytes read plus bytes written", "copy", 2, lambda: list(pool.map(lambda p: ctypes.memmove(*p), pairs)))
         return found
 
-    def kernels(self, when: str, tensor_type: str, seconds: float) -> list[dict[str, Any]]:
+    def kernels(self, when: str, tensor_type: str, seconds: float, *, placements: tuple[str, ...] = ("cache",)) -> list[dict[str, Any]]:
         """The matrix-vector product of one type, with weights in cache and far outside it; nothing for a type ggml is not asked for."""
         if tensor_type not in TYPES:
             return []
@@ -230,7 +253,8 @@ class _Rulers:
         with self._ggml() as ggml:
             # 2 MiB of weights stay in the caches of two cores; a GPU has larger ones and needs more to keep busy.
             in_cache = Product(4096, 4096, n_products=20) if ggml.is_gpu else Product(1024, 1024 if tensor_type == "F16" else 2048, n_products=50)
-            for placement, product in (("cache", in_cache), ("memory", Product(65536, 4096))):
+            for placement in placements:
+                product = in_cache if placement == "cache" else Product(65536, 4096)
                 self._emit("progress", stage=f"{tensor_type} product, weights in {placement}")
                 found.append(self._kernel(ggml, product, seconds, when=when, tensor_type=tensor_type, placement=placement))
         return found
@@ -240,7 +264,7 @@ class _Rulers:
         found = []
         with self._ggml() as ggml:
             n = 8192 if ggml.is_gpu else 2048
-            for tensor_type in TYPES:
+            for tensor_type in ("F32", "F16", "Q8_0", "Q4_K"):
                 self._emit("progress", stage=f"matrix rate: {tensor_type}")
                 product = Product(n, n, n_batch=512)
                 found.append(self._kernel(ggml, product, seconds, when="probe", tensor_type=tensor_type, placement="memory"))
@@ -265,11 +289,11 @@ class _Rulers:
 
 
 def _sample(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Time a call for ``seconds``, at least three times; the first call is warm-up."""
+    """Time a call for ``seconds``, at least five times; the first call is warm-up."""
     call()
     samples: list[float] = []
     end = time.perf_counter() + seconds
-    while len(samples) < 3 or (time.perf_counter() < end and len(samples) < 400):
+    while len(samples) < 5 or (time.perf_counter() < end and len(samples) < 400):
         start = time.perf_counter()
         call()
         samples.append(time.perf_counter() - start)
@@ -296,11 +320,15 @@ def _measure(
         bench.load()
         # The rulers run beside the loaded model, so that both see the same machine.
         yardsticks = rulers.yardsticks("before", yardstick_s)
-        kernels = rulers.kernels("before", facts["common_type"], yardstick_s / 2)
+        # A type that makes up a tenth of what a token reads has a say in its time.
+        total = sum(facts["type_bytes_read"].values())
+        types = [kind for kind, n in facts["type_bytes_read"].items() if n >= total / 10]
+        kernels = [k for kind in types for k in rulers.kernels("before", kind, yardstick_s / 2)]
         measured = []
         for position, point in enumerate(points):
             measured.append(bench.point(emit, repetitions=repetitions, **point))
             yardsticks += rulers.yardsticks("between" if position + 1 < len(points) else "after", yardstick_s)
+        kernels += [k for kind in types for k in rulers.kernels("after", kind, yardstick_s / 2)]
         text = bench.sample(n_sample) if n_sample else ""
     finally:
         bench.close()

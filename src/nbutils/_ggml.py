@@ -21,7 +21,7 @@ import numpy as np
 __all__ = ["TYPES", "Ggml", "Product"]
 
 #: ggml_type numbers: fixed by the GGUF format.
-TYPES = {"F32": 0, "F16": 1, "Q8_0": 8, "Q4_K": 12}
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30, "MXFP4": 39}
 _DEVICE_CPU, _DEVICE_GPU, _DEVICE_IGPU = 0, 1, 2
 
 
@@ -149,7 +149,7 @@ class Ggml:
         with self._graph(tensor_type, product) as (graph, n_bytes):
             samples: list[float] = []
             end = None
-            while end is None or len(samples) < 3 or (time.perf_counter() < end and len(samples) < 400):
+            while end is None or len(samples) < 9 or (time.perf_counter() < end and len(samples) < 400):
                 start = time.perf_counter()
                 status = self._f["ggml_backend_graph_compute"](self._backend, graph)
                 self._f["ggml_backend_synchronize"](self._backend)

@@ -14,18 +14,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 from rich.console import Console
 
 from nbutils import engine, gguf_files, measure, notebook, paths, probe, records, registry, sweep
 from nbutils.errors import DataError, NbutilsError
-from nbutils.specs import Record
+from nbutils.specs import Device, Record
 from nbutils.tensors import weight_bytes
 
 __all__ = ["SIZES", "Options", "Result", "build_book", "clean", "make_stand_ins"]
@@ -67,6 +68,8 @@ def build_book(options: Options, console: Console) -> Result:
         if problems := registry.check_data():
             raise DataError(f"{len(problems)} problems in the registry, the first: {problems[0]} ('nbutils check-data' lists all)")
         registry.load_suite(options.suite)
+        if not options.published:
+            records.require_writable()
     local_pages: list[Path] = []
     if not options.published:
         local_pages, result.records = _this_machine(options, root, out, ledger, stage)
@@ -87,12 +90,15 @@ class _Stages:
     def __call__(self, name: str) -> Iterator[Callable[[str], None]]:
         start = time.perf_counter()
         with self._console.status(f"{name} …") as status:
+            subject = ""
 
             def say(text: str) -> None:
+                nonlocal subject
                 if self._console.is_terminal:
                     status.update(f"{name}: {text}")
-                else:
-                    self._console.print(f"  {name}: {text}", markup=False, highlight=False, soft_wrap=True)
+                elif text.split(":", maxsplit=1)[0] != subject:  # a log gets a line per subject, not per step
+                    subject = text.split(":", maxsplit=1)[0]
+                    self._console.print(f"  {name}: {subject}", markup=False, highlight=False, soft_wrap=True)
 
             try:
                 yield say
@@ -136,7 +142,7 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
             sweep.Cell(
                 notebook=root / "notebooks" / "here.ipynb",
                 output=page / "this-machine.ipynb",
-                parameters={"records": [str(f) for f in files]},
+                parameters={"records": [f.relative_to(paths.user_records_dir()).as_posix() for f in files]},
                 title="This machine",
                 reads=_reads_for_pages(root),
             ),
@@ -144,7 +150,7 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
                 notebook=root / "notebooks" / "fit.ipynb",
                 output=page / "fit.ipynb",
                 parameters=_fit_parameters(machine["device"], machine["configuration"]),
-                title="Will Llama 3.3 70B fit?",
+                title=f"Will Llama 3.3 70B fit on {_fit_device(machine['device']).name}?",
                 reads=_reads_for_pages(root),
             ),
         ]
@@ -186,7 +192,7 @@ def _measure(
     stand_in: gguf_files.StandIn, options: Options, root: Path, out: Path, ledger: sweep.Ledger, reads: str, say: Callable[[str], None]
 ) -> Path:
     """One measuring cell: an executed notebook under ``_build`` and a record in the user's folder; returns the record."""
-    suite = root / "data" / "suites" / f"{options.suite}.yaml"
+    suite = paths.data_dir() / "suites" / f"{options.suite}.yaml"
     cell = sweep.Cell(
         notebook=root / "notebooks" / "measure.ipynb",
         output=out / "nbutils" / "runs" / f"measure-{stand_in.name}-{stand_in.format}.ipynb",
@@ -230,6 +236,11 @@ class _Lines:
 
     def flush(self) -> None:
         """Nothing to do: a line is handed on when it is whole."""
+
+
+def _fit_device(device_id: str) -> Device:
+    """The machine itself where the registry knows it, else the notebook's own example, which the title then names."""
+    return registry.load_device("dgx-spark" if device_id == "unlisted" else device_id)
 
 
 def _fit_parameters(device: str, configuration: str) -> dict[str, str]:
@@ -282,25 +293,37 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
     environment = os.environ | {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"}
     log = out / "nbutils" / "jupyter-book.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Pages of an earlier table of contents must not be published; a failed build must not cost the last good one.
-    before = out / "nbutils" / "html-before"
-    shutil.rmtree(before, ignore_errors=True)
-    if index.parent.exists():
-        index.parent.rename(before)
+    # Built aside and swapped in: a failed or interrupted build costs neither the last good book nor the record of it.
+    ledger.drop(index)
+    building = out / "nbutils" / "building"
+    shutil.rmtree(building, ignore_errors=True)
+    command += ["--path-output", str(building)]
     with log.open("w+", encoding="utf-8", errors="replace") as words:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True, errors="replace")
-        assert process.stdout is not None
-        for line in process.stdout:
-            words.write(line)
-            if told := re.search(r"(reading sources|writing output)\.\.\. \[ *(\d+%)\] (\S+)", line):
-                say(" ".join(told.groups()))
-        code = process.wait()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                words.write(line)
+                if told := re.search(r"(reading sources|writing output)\.\.\. \[ *(\d+%)\] (\S+)", line):
+                    say(f"{told[1]}: {told[2]} {told[3]}")
+            code = process.wait()
+        finally:
+            _end_tree(process)
     if code != 0:
-        if before.exists():
-            shutil.rmtree(index.parent, ignore_errors=True)
-            before.rename(index.parent)
         raise DataError(f"jupyter-book stopped with code {code}: {_first_complaint(log)} (all of it: {log})")
+    shutil.rmtree(index.parent, ignore_errors=True)
+    (building / "_build" / "html").replace(index.parent)
     ledger.put(index, key)
+
+
+def _end_tree(process: subprocess.Popen[str]) -> None:
+    """End a process and the kernels it started; does nothing when it has ended."""
+    if process.poll() is not None:
+        return
+    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.wait()
 
 
 def _first_complaint(log: Path) -> str:

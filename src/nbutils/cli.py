@@ -104,7 +104,7 @@ def book(
 def _summary(found: list[Any]) -> Table:
     """Model, format, rates, share and backend: the last thing a build prints. The ceiling is on the page."""
     measured = frames.measured_frame(found)
-    headings = {name: heading for name, heading in frames.SUMMARY_HEADINGS.items() if name != "ceiling"}
+    headings = {name: heading for name, heading in frames.summary_headings(measured).items() if name != "ceiling"}
     table = Table(title="Measured on this machine", caption=frames.noise_line(measured))
     for name, heading in headings.items():
         justify: Literal["left", "right"] = "right" if name in frames.SUMMARY_FORMATS else "left"
@@ -172,6 +172,7 @@ def measure_command(
     if not (model or repo or file):
         raise UsageError("nothing to measure: give --model FILE, --model stand-in-dense-base, or --repo with --file")
     plan = registry.load_suite(suite)
+    records.require_writable()
     with err.status("starting …") as status:
         found = measure.find_model(model, format_id=format_id, repo=repo, file=file, progress=status.update)
         record = measure.measure(found, plan, n_threads=threads, cpu=cpu, progress=status.update)
@@ -222,13 +223,14 @@ def fit_command(
     """Will it fit, and how fast could it be. Example: nbutils fit dgx-spark llama-3.3-70b"""
     from nbutils import fit, limits
 
-    machine, shape, fmt = registry.load_device(device), registry.load_model(model), registry.load_format(format_id)
+    machine, shape = registry.load_device(device), registry.load_model(model)
+    fmt = registry.load_format_of(shape, format_id)
     config = registry.load_configuration(machine, configuration)
     budget = fit.memory_budget(shape, fmt, n_ctx=n_ctx, usable_bytes=config.usable_bytes)
     if as_json:
         ceiling = limits.decode_ceiling_tok_per_s(config.bandwidth_bytes_per_s, limits.decode_step_bytes(shape, fmt))
         fields = {"device": device, "configuration": config.id, "model": model, "format": fmt.id, "n_ctx": n_ctx, "verdict": budget.verdict}
-        parts = {row["part"].replace(" ", "_"): row["bytes"] for row in _rows(frames.budget_frame(budget))}
+        parts = {row["part"].replace(",", "").replace(" ", "_"): row["bytes"] for row in _rows(frames.budget_frame(budget))}
         _print_json({**fields, "budget_bytes": parts, "usable_bytes": budget.usable_bytes, "decode_ceiling_tok_per_s": ceiling})
         return
     for line in [*frames.explain_fit(shape, fmt, config, n_ctx=n_ctx), *frames.explain_decode(shape, fmt, config, depth=0)]:
@@ -264,15 +266,25 @@ def run(
 
 @app.command("check-data")
 def check_data() -> None:
-    """Check every file of the registry; one line per problem."""
+    """Check every file of the registry and every committed record; one line per problem."""
     problems = registry.check_data()
+    committed = {path.relative_to(records.committed_dir()).as_posix(): path for path in records.list_records(records.committed_dir())}
+    for path in committed.values():
+        try:
+            problems += [f"data/records/{path.parent.name}/{path.name}: {line}" for line in frames.check_against_ceiling(records.read(path))]
+        except NbutilsError as error:
+            problems.append(f"data/records/{path.parent.name}/{error}")
+    for run_id in registry.run_ids():
+        try:
+            missing = [name for name in registry.load_run(run_id).records if name not in committed]
+        except NbutilsError:
+            continue  # already among the problems
+        problems += [f"data/runs/{run_id}.yaml: records: no file {name!r} in data/records" for name in missing]
     for problem in problems:
         err.print(problem, highlight=False, soft_wrap=True, markup=False)
-    for path in records.list_records(records.committed_dir()):
-        problems += frames.check_against_ceiling(records.read(path))
     if problems:
-        raise NbutilsError(f"{len(problems)} problems in data/")
-    out.print(f"{len(registry.device_ids())} devices, {len(registry.model_ids())} models, {len(registry.load_formats())} formats: no problem")
+        raise NbutilsError(f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in data/")
+    out.print(f"{len(registry.device_ids())} devices, {len(registry.model_ids())} models, {len(committed)} records: no problem")
 
 
 @app.command()
@@ -337,8 +349,6 @@ def records_submit(files: Annotated[list[Path], typer.Argument(help="Record file
 
 
 def _checked(path: Path) -> None:
-    if not path.is_file():
-        raise UsageError(f"no record at {str(path)!r}; 'nbutils records list' shows this machine's own")
     if problems := frames.check_against_ceiling(records.read(path)):
         raise NbutilsError(f"{path.name}: {problems[0]}")
 

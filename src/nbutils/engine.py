@@ -102,7 +102,7 @@ def _converse(child: subprocess.Popen[bytes], request: dict[str, Any], words: IO
     assert child.stdout is not None
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")
-        child.stdin.close()
+        child.stdin.flush()  # and left open: its end tells the child that nobody listens any more
     except OSError:
         pass  # it died at once: what follows reads how
     lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from nbutils.errors import UsageError
 from nbutils.limits import F16_CACHE, kv_bytes_per_token, kv_layers
 from nbutils.specs import Block, Format, Model
 from nbutils.tensors import weight_bytes
@@ -81,7 +82,9 @@ def compute_buffer_estimate_bytes(model: Model, *, n_ubatch: int = N_UBATCH) -> 
 
 
 def memory_budget(model: Model, fmt: Format, *, n_ctx: int, usable_bytes: int, cache: Block = F16_CACHE) -> MemoryBudget:
-    """The budget of one sequence with ``n_ctx`` tokens of context."""
+    """The budget of one sequence with ``n_ctx`` tokens of context. Raises ``UsageError`` for less than one token."""
+    if n_ctx < 1:
+        raise UsageError(f"n_ctx is {n_ctx}; a context has at least 1 token")
     return MemoryBudget(
         weight_bytes=weight_bytes(model, fmt),
         kv_cache_bytes=kv_cache_bytes(model, n_ctx, cache),

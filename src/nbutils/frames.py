@@ -24,6 +24,7 @@ __all__ = [
     "OVERHEAD_SHARE",
     "SUMMARY_FORMATS",
     "SUMMARY_HEADINGS",
+    "YARDSTICK_SLACK",
     "bandwidth_bytes_per_s",
     "budget_frame",
     "ceiling_lines",
@@ -45,6 +46,7 @@ __all__ = [
     "spread_of_yardsticks",
     "step_bytes",
     "summary_frame",
+    "summary_headings",
     "summary_table",
     "wall",
     "wall_sentence",
@@ -58,6 +60,8 @@ NOISY_RATIO = 1.25
 CLEAR_RATIO = 2.0
 #: Decode below this share of reading and arithmetic one after the other has another cause.
 OVERHEAD_SHARE = 0.75
+#: Decode faster than a yardstick by more than this says that the yardstick was disturbed.
+YARDSTICK_SLACK = 1.05
 
 
 # ── what was measured ─────────────────────────────────────────────────────────────────────────────
@@ -85,33 +89,45 @@ def bandwidth_bytes_per_s(record: Record, *, best: bool = False) -> float | None
 
 
 def spread_of_yardsticks(record: Record) -> float:
-    """How far the same yardstick moved within the run, as a ratio of its medians; 1 is perfectly quiet."""
-    ratios = [1.0]
-    for method in {y.method for y in record.yardsticks}:
-        rates = [y.n_bytes / median(y.samples_s) for y in record.yardsticks if y.method == method]
-        ratios.append(max(rates) / min(rates))
-    return max(ratios)
+    """How far the same yardstick, of bandwidth or of arithmetic, moved within the run: the largest ratio of its medians."""
+    medians: dict[tuple[str, ...], list[float]] = {}
+    for y in record.yardsticks:
+        medians.setdefault((y.method,), []).append(median(y.samples_s))
+    for k in record.kernels:
+        medians.setdefault((k.tensor_type, k.placement), []).append(median(k.samples_s))
+    return max((max(found) / min(found) for found in medians.values()), default=1.0)
 
 
 def _cache_rate(record: Record) -> float | None:
-    """Bytes of weights per second that the file's main kernel gets through when they stay in cache: its arithmetic."""
-    rates = [k.n_bytes / median(k.samples_s) for k in record.kernels if k.placement == "cache"]
-    return max(rates, default=None)
+    """Bytes of weights per second when they stay in cache: the arithmetic of the file's tensor types, as a token mixes them.
+
+    Times add up, so rates combine harmonically. Types too rare to have been timed are taken to be like the others;
+    ``None`` when most of what a token reads has no rate.
+    """
+    rates: dict[str, list[float]] = {}
+    for k in record.kernels:
+        if k.placement == "cache":
+            rates.setdefault(k.tensor_type, []).extend(k.n_bytes / s for s in k.samples_s)
+    read = record.model.type_bytes_read
+    timed = {kind: n for kind, n in read.items() if kind in rates}
+    if sum(timed.values()) <= sum(read.values()) / 2:
+        return None
+    return sum(timed.values()) / sum(n / median(rates[kind]) for kind, n in timed.items())
 
 
 def wall(*, achieved: float, bandwidth: float | None, arithmetic: float | None) -> str:
     """What binds, from three rates in bytes of weights per second.
 
-    Reading alone would take ``1 / bandwidth`` per byte and arithmetic alone ``1 / arithmetic``. If they overlap
-    perfectly the slower one sets the pace; if not at all, they add up. A rate below even the sum has another cause:
-    starting kernels, routing, attention.
+    Reading alone takes ``1 / bandwidth`` per byte and arithmetic alone ``1 / arithmetic``. If they overlap perfectly the
+    slower one sets the pace; if not at all, they add up. A rate below even the sum has another cause: starting kernels,
+    routing, attention. A rate above the slower of the two shows that a yardstick was disturbed, and then nothing is known.
 
     >>> wall(achieved=43e9, bandwidth=48e9, arithmetic=138e9)
     'bandwidth'
     >>> wall(achieved=32e9, bandwidth=46e9, arithmetic=52e9)
     'bandwidth and arithmetic'
     """
-    if bandwidth is None or arithmetic is None:
+    if bandwidth is None or arithmetic is None or achieved > YARDSTICK_SLACK * min(bandwidth, arithmetic):
         return "unknown"
     if achieved < OVERHEAD_SHARE / (1 / bandwidth + 1 / arithmetic):
         return "overhead"
@@ -206,7 +222,7 @@ def check_against_ceiling(record: Record) -> list[str]:
         f"decode of {row.model} {row.format} at {row.tok_per_s:.1f} tok/s goes through {row.achieved / 1e9:.1f} GB/s of weights, but no yardstick"
         f" of the same run is above {fastest / 1e9:.1f}; one of the two is wrong: measure again on a quiet machine"
         for row in decode.itertuples()
-        if fastest and row.achieved > 1.05 * fastest
+        if fastest and row.achieved > YARDSTICK_SLACK * fastest
     ]
 
 
@@ -238,15 +254,16 @@ def model_frame(models: Iterable[Model]) -> pd.DataFrame:
 def device_frame(device: Device, configuration: Configuration, models: Iterable[Model], *, n_ctx: int, n_prompt: int = 2048) -> pd.DataFrame:
     """One row per model and format: fit at ``n_ctx`` and the two ceilings at depth 0.
 
-    The prefill ceiling uses the dense FP16 peak with FP32 accumulation; llama.cpp's integer kernels may have another.
+    The prefill ceiling uses the best dense peak that kernels for the format may reach: quantised weights may be
+    multiplied in INT8.
     """
-    peak = device.peak("fp16")
     rows = []
     for model in models:
         for format_id in model.formats:
             fmt = registry.load_format(format_id)
             budget = fit.memory_budget(model, fmt, n_ctx=n_ctx, usable_bytes=configuration.usable_bytes)
             flop = limits.prefill_flop(model, n_tokens=n_prompt)
+            peak = device.peak(*fmt.arithmetic)
             rows.append(
                 {
                     "model": model.name,
@@ -262,6 +279,7 @@ def device_frame(device: Device, configuration: Configuration, models: Iterable[
                     "decode_ceiling_tok_per_s": limits.decode_ceiling_tok_per_s(
                         configuration.bandwidth_bytes_per_s, limits.decode_step_bytes(model, fmt)
                     ),
+                    "prefill_in": peak.dtype.upper() if peak else None,
                     "prefill_ceiling_tok_per_s": limits.prefill_ceiling_tok_per_s(peak.base("compute") if peak else None, flop, n_tokens=n_prompt),
                 }
             )
@@ -273,7 +291,7 @@ def budget_frame(budget: fit.MemoryBudget) -> pd.DataFrame:
     lines = {
         "weights": budget.weight_bytes,
         "KV cache": budget.kv_cache_bytes,
-        "compute buffer (estimate)": budget.compute_buffer_bytes,
+        "compute buffer, estimated": budget.compute_buffer_bytes,
         "headroom": budget.headroom_bytes,
     }
     return pd.DataFrame({"part": list(lines), "bytes": list(lines.values())})
@@ -316,6 +334,7 @@ def decode_rows(frame: pd.DataFrame) -> pd.DataFrame:
 SUMMARY_HEADINGS = {
     "model": "model",
     "format": "format",
+    "depth": "depth (tokens)",
     "prefill": "prefill (tok/s)",
     "decode": "decode (tok/s)",
     "ceiling": "decode ceiling (tok/s)",
@@ -323,7 +342,7 @@ SUMMARY_HEADINGS = {
     "wall": "what binds",
     "backend": "backend",
 }
-SUMMARY_FORMATS = {"prefill": "{:,.0f}", "decode": "{:,.1f}", "ceiling": "{:,.1f}", "share": "{:.0%}"}
+SUMMARY_FORMATS = {"depth": "{:,}", "prefill": "{:,.0f}", "decode": "{:,.1f}", "ceiling": "{:,.1f}", "share": "{:.0%}"}
 
 
 def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
@@ -348,9 +367,14 @@ def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def summary_headings(frame: pd.DataFrame) -> dict[str, str]:
+    """Headings of the summary; the depth is shown where there is more than one, or another than zero."""
+    return {k: v for k, v in SUMMARY_HEADINGS.items() if k != "depth" or set(frame["depth"]) != {0}}
+
+
 def summary_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
     """The summary as ``plots.table`` takes it, for a page that names its one backend elsewhere."""
-    return summary_frame(frame), {k: v for k, v in SUMMARY_HEADINGS.items() if k != "backend"}, SUMMARY_FORMATS
+    return summary_frame(frame), {k: v for k, v in summary_headings(frame).items() if k != "backend"}, SUMMARY_FORMATS
 
 
 def wall_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
@@ -361,24 +385,17 @@ def wall_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[
     return shown, {"kind": "stand-in", "format": "format"} | rates | {"wall": "what binds"}, dict.fromkeys(rates, "{:,.1f}")
 
 
-_WALL_WORDS = {
-    "bandwidth": "It hides behind the reads, and bandwidth binds",
-    "bandwidth and arithmetic": "Neither hides behind the other, and both bind",
-    "arithmetic": "It is the slower of the two, and arithmetic binds",
-    "overhead": "But decode is slower than both one after the other, so something else binds",
-}
-
-
 def wall_sentence(frame: pd.DataFrame, kind: str, gguf_type: str) -> str:
-    """What binds one file, with its numbers, in two sentences."""
+    """How far reading and arithmetic overlapped for one file: between what none and what perfect overlap would give."""
     decode = decode_rows(frame)
     row = decode[(decode["kind"] == kind) & (decode["format"] == gguf_type)].iloc[-1]
-    if row["wall"] not in _WALL_WORDS:
-        return f"For {kind} {gguf_type} the wall is unknown."
+    if row["wall"] == "unknown":
+        return f"For {kind} {gguf_type} the yardsticks do not say."
     ratio = row["arithmetic"] / row["bandwidth"]
     return (
-        f"In {gguf_type} arithmetic alone goes through {row['arithmetic'] / 1e9:.0f} GB/s of weights, {ratio:.1f} times"
-        f" what the memory delivers. {_WALL_WORDS[row['wall']]}: decode reaches {row['share']:.0%} of the bandwidth."
+        f"In {gguf_type} arithmetic alone goes through {row['arithmetic'] / 1e9:.0f} GB/s of weights, {ratio:.1f} times what the memory"
+        f" delivers: with no overlap decode would reach {ratio / (1 + ratio):.0%} of the bandwidth, with perfect overlap {min(1.0, ratio):.0%};"
+        f" it reaches {row['share']:.0%}."
     )
 
 
@@ -386,8 +403,8 @@ def noise_line(frame: pd.DataFrame) -> str:
     """Whether the machine was quiet, in a sentence."""
     noise = float(frame["noise"].max())
     if noise <= NOISY_RATIO:
-        return f"A quiet machine: within a run its own bandwidth moved by {noise:.2f} times at most."
-    return f"A noisy machine: within one run its own bandwidth moved by {noise:.2f} times. Read shares with that in mind."
+        return f"A quiet machine: within a run the same yardstick varied by a factor of {noise:.2f} at most."
+    return f"A noisy machine: within one run the same yardstick varied by a factor of {noise:.2f}. Read shares with that in mind."
 
 
 # ── what a device and a machine are ───────────────────────────────────────────────────────────────
@@ -417,6 +434,7 @@ DEVICE_HEADINGS = {
     "largest_context": "largest context (tokens)",
     "decode_ceiling_tok_per_s": "decode ceiling (tok/s)",
     "prefill_ceiling_tok_per_s": "prefill ceiling (tok/s)",
+    "prefill_in": "computed in",
 }
 DEVICE_FORMATS = {
     "weight_gb": "{:,.2f}",
@@ -469,7 +487,8 @@ def figure_frame(device: Device) -> pd.DataFrame:
         add(f"bandwidth, {c.id}", c.bandwidth)
         add(f"price, {c.id}" + (f", asked {c.price.asked}" if c.price else ""), c.price)
     for peak in device.peaks:
-        add(f"{peak.dtype.upper()} {peak.basis}, accumulated in {peak.accumulate.upper()}", peak)
+        accumulate = "accumulator not stated" if peak.accumulate == "unstated" else f"accumulated in {peak.accumulate.upper()}"
+        add(f"{peak.dtype.upper()} {peak.basis}, {accumulate}", peak)
     add("power", device.power)
     return pd.DataFrame(rows)
 
@@ -542,7 +561,7 @@ def file_table(records: Sequence[Record]) -> tuple[pd.DataFrame, dict[str, str],
         read = bytes_read_per_token(((g.role, g.n_bytes) for g in m.tensors), m.n_expert, m.n_expert_used)
         experts = f"{m.n_expert_used} of {m.n_expert}" if m.n_expert else "–"
         rows.append(
-            {"name": m.name, "architecture": m.architecture, "format": m.gguf_type, "layers": m.n_layer, "experts": experts}
+            {"name": "MoE" if m.n_expert else "dense", "architecture": m.architecture, "format": m.gguf_type, "layers": m.n_layer, "experts": experts}
             | {"parameters": m.n_parameters / 1e6, "stored": m.file_bytes / 1e6, "read": read / 1e6}
         )
     headings = {"name": "stand-in", "architecture": "architecture", "format": "format", "layers": "layers", "experts": "experts used"}

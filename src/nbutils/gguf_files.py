@@ -145,9 +145,9 @@ def make(stand_in: StandIn, fmt: Format, progress: Callable[[int], None] | None 
         with paths.atomic_path(path) as temporary:
             digest = _write(temporary, model, stand_in, fmt, progress or (lambda n: None))
     except OSError as error:
-        need = weight_bytes(model, fmt) / 1e9
+        need = weight_bytes(model, fmt) / 1e6
         raise DataError(
-            f"stand-in {stand_in.file_name} ({need:.1f} GB) cannot be written to {path.parent}: {error.strerror};"
+            f"stand-in {stand_in.file_name} ({need:,.0f} MB) cannot be written to {path.parent}: {error.strerror};"
             " free some space or set NBUTILS_HOME to another disk"
         ) from None
     _write_side_file(path, digest)

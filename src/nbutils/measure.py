@@ -135,7 +135,6 @@ def measure(model: ModelFile, suite: Suite, *, n_threads: int = 0, cpu: bool = F
         n_sample=24 if model.origin == "stand-in" else 0,
         progress=progress,
     )
-    facts = {k: v for k, v in found["facts"].items() if k != "common_type"}
     try:
         return Record(
             schema_version=1,
@@ -148,7 +147,7 @@ def measure(model: ModelFile, suite: Suite, *, n_threads: int = 0, cpu: bool = F
                 memory_bytes=description["device"]["memory_bytes"],
                 system_info=description["system_info"][:2000],
             ),
-            model=FileFacts(name=model.name, origin=model.origin, reference=model.reference, **facts),
+            model=FileFacts(name=model.name, origin=model.origin, reference=model.reference, **found["facts"]),
             settings=settings,
             points=found["points"],
             yardsticks=found["yardsticks"],

@@ -25,7 +25,7 @@ REFRESH = "nbutils notebooks"
 #: How a line of progress starts, so that it can be told from a result.
 TOLD = "… "
 #: The kernel says at every start that loopback TCP is not encrypted; once was enough.
-KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=ERROR"]
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=CRITICAL"]
 
 
 def tell(text: str) -> None:

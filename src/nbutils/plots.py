@@ -26,9 +26,10 @@ _VERDICT_MARKS = {"fits": "o", "tight": "D", "does_not_fit": "X"}
 VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
 
 
-def new_axes(width: float = 7.2, height: float = 4.2) -> Axes:
+def new_axes(width: float = 6.6, height: float = 4.2) -> Axes:
     """An empty plot in the book's style."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=1.0)
+    plt.rcParams["savefig.dpi"] = plt.rcParams["figure.dpi"] = 144
     plt.rcParams["svg.hashsalt"] = "nbutils"
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     return ax
@@ -56,7 +57,7 @@ def table(
 
 def text(words: str) -> HTML:
     """A paragraph from data, escaped."""
-    return HTML(f"<p>{html.escape(words)}</p>")  # type: ignore[no-untyped-call]
+    return HTML(f"<p>{html.escape(words)}</p>" if words else "")  # type: ignore[no-untyped-call]
 
 
 def _link(text: str, url: str) -> str:
@@ -77,11 +78,11 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Decode rate over bytes read per token: the ceiling is one line of slope minus one, every file a point under it."""
     decode = frame[frame["phase"] == "decode"]
     colours = dict(zip(sorted(decode["format"].unique()), sns.color_palette("colorblind"), strict=False))
-    bandwidth = decode["bandwidth"].max()
+    bandwidth = decode["bandwidth"].median()
     reach = np.array([decode["step_bytes"].min() / 2.5, decode["step_bytes"].max() * 1.6])
     ax.plot(reach / 1e9, bandwidth / reach, color="0.35", linewidth=1.5)
     ax.annotate(
-        f"ceiling: {bandwidth / 1e9:.0f} GB/s, measured",
+        f"ceiling at {bandwidth / 1e9:.0f} GB/s, the median measured",
         (reach[0] / 1e9, bandwidth / reach[0]),
         xytext=(14, -4),
         textcoords="offset points",
@@ -101,7 +102,7 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         # A mixture of experts and a dense file may lie on one spot; their names must not.
         shift, side = ((-9, -3), "right") if row.kind == "MoE" else ((0, -17), "center")
         place = (row.step_bytes / 1e9, row.tok_per_s)
-        ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha=side, fontsize=8)
+        ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha=side, fontsize=9)
     ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="decode (tok/s)")
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
@@ -125,7 +126,7 @@ def rates_by_wall(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set_yticks(y, labels)
     ax.invert_yaxis()
     ax.set(xlabel="weights gone through (GB/s)", xlim=(0, None))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=8)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
     return ax
 
 
@@ -141,9 +142,9 @@ def roofline(devices: pd.DataFrame, marks: Mapping[str, float], *, ax: Axes) -> 
         ax.plot(x, np.minimum(row.bandwidth * x, row.peak) / 1e12, color=colour, linestyle=style, label=row.name)
     for label, intensity in marks.items():
         ax.axvline(intensity, color="0.5", linewidth=1)
-        ax.annotate(label, (intensity, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=8, color="0.25")
+        ax.annotate(label, (intensity, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=9, color="0.25")
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="attainable (TFLOP/s)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
     return ax
@@ -161,12 +162,12 @@ def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         if len(part):
             ax.plot(part["decode_ceiling_tok_per_s"], part.index, marker, color=colours[verdict], markersize=8, label=VERDICT_WORDS[verdict])
     for position, ceiling in enumerate(rows["decode_ceiling_tok_per_s"]):
-        ax.annotate(f"{ceiling:,.1f}", (ceiling, position), xytext=(8, -3), textcoords="offset points", fontsize=8)
+        ax.annotate(f"{ceiling:,.1f}", (ceiling, position), xytext=(8, -3), textcoords="offset points", fontsize=9)
     ax.set_yticks(y, [f"{m} {f}" for m, f in zip(rows["model"], rows["format"], strict=True)])
     ax.invert_yaxis()
     ax.set(xscale="log", xlabel="decode ceiling, one sequence, depth 0 (tok/s)")
     ax.set_xlim(rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"].max() * 2.2)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=3, frameon=False, fontsize=8)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=3, frameon=False, fontsize=9)
     _plain_log_ticks(ax, "x")
     return ax
 
@@ -181,7 +182,7 @@ def budget_bar(frame: pd.DataFrame, usable_bytes: int, *, ax: Axes) -> Axes:
         left += row.bytes / 1e9
     ax.axvline(usable_bytes / 1e9, color="0.2", linewidth=2, label=f"usable: {usable_bytes / 1e9:.1f} GB")
     ax.set(xlabel="memory (GB)", yticks=[], xlim=(0, max(left, usable_bytes / 1e9) * 1.06))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=2, frameon=False, fontsize=8)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=2, frameon=False, fontsize=9)
     return ax
 
 
@@ -193,9 +194,9 @@ def yardsticks(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.plot(rows["median"] / 1e9, y, "|", color="0.2", markersize=16, markeredgewidth=2, label="median")
     ax.set_yticks(y, [f"{k}: {m}" for k, m in zip(rows["kind"], rows["method"], strict=True)])
     ax.invert_yaxis()
-    ax.set(xlabel="bandwidth (GB/s)", xlim=(0, None))
+    ax.set(xlabel="bandwidth (GB/s)", xlim=(0, rows["best"].max() / 1e9 * 1.08))
     ax.margins(y=0.2)
-    ax.legend(frameon=False, fontsize=8, loc="lower left")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.25), ncols=2, frameon=False, fontsize=9)
     return ax
 
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nbutils import engine, registry
 from nbutils.errors import MissingExtra
 from nbutils.specs import Device, Gpu, KernelRate, Machine, Yardstick
@@ -24,7 +26,6 @@ _MEMORY_TOLERANCE = 0.12
 
 def machine() -> Machine:
     """Everything about this machine that needs no timing."""
-    psutil = _psutil()
     memory = psutil.virtual_memory()
     gpus = tuple(_gpus())
     cpu = _cpu_name()
@@ -56,7 +57,6 @@ def machine() -> Machine:
 
 def n_threads_default() -> int:
     """One thread per physical core this process may use: what llama.cpp's own tools start with."""
-    psutil = _psutil()
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
@@ -174,14 +174,6 @@ def _text(value: Any) -> str:
 
 
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _psutil() -> Any:
-    try:
-        import psutil
-    except ImportError:
-        raise MissingExtra("probing needs psutil: pip install -e '.[engine]'") from None
-    return psutil
 
 
 def _cpu_name() -> str:

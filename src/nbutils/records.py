@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from nbutils import paths, registry
 from nbutils.errors import DataError, UsageError
 from nbutils.specs import SCHEMA_VERSION, NamedRun, Record
 
-__all__ = ["MAX_BYTES", "committed_dir", "file_name", "list_records", "load_named", "read", "submit", "write"]
+__all__ = ["MAX_BYTES", "committed_dir", "file_name", "list_records", "load_named", "read", "require_writable", "resolve", "submit", "write"]
 
 #: A record of the full suite is some 20 kB; ten times that is not a record.
 MAX_BYTES = 100_000
@@ -66,6 +67,8 @@ def read(path: Path) -> Record:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{name}: {path.stat().st_size:,} bytes, over the limit of {MAX_BYTES:,}: not a record")
         fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no record at {str(path)!r}; 'nbutils records list' shows this machine's own") from None
     except OSError as error:
         raise DataError(f"{name}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
@@ -81,6 +84,23 @@ def read(path: Path) -> Record:
     if not path.stem.endswith(expected):
         raise DataError(f"{name}: its content has the digest {expected}, its name says otherwise; records are never edited, measure again")
     return record
+
+
+def require_writable(folder: Path | None = None) -> None:
+    """Raise ``DataError`` unless a record can be written: better before a measurement than after it."""
+    folder = folder or paths.user_records_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * MAX_BYTES)
+            file.flush()
+    except OSError as error:
+        raise DataError(f"records cannot be written to {folder}: {error.strerror}; free some space or set NBUTILS_HOME to another folder") from None
+
+
+def resolve(name: str) -> Path:
+    """The record file of that name: a path, or a name below this user's records."""
+    return Path(name) if Path(name).is_file() else paths.user_records_dir() / name
 
 
 def list_records(folder: Path | None = None) -> list[Path]:

@@ -23,6 +23,7 @@ __all__ = [
     "load_configuration",
     "load_device",
     "load_format",
+    "load_format_of",
     "load_formats",
     "load_model",
     "load_run",
@@ -198,6 +199,14 @@ def load_format(format_id: str) -> Format:
         hint = did_you_mean(format_id.upper(), formats)
         raise UnknownId(f"no format {format_id!r} in data/formats.yaml{hint}")
     return formats[format_id]
+
+
+def load_format_of(model: Model, format_id: str) -> Format:
+    """A format that ``model`` is published in; ``UnknownId`` for one it is not."""
+    fmt = load_format(format_id)
+    if format_id not in model.formats:
+        raise UnknownId(f"{model.id} is not published in {format_id}; it is in {', '.join(model.formats)}")
+    return fmt
 
 
 def check_data() -> list[str]:

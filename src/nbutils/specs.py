@@ -51,6 +51,7 @@ Line = Annotated[str, StringConstraints(max_length=400, pattern=r"^[^\x00-\x1f\x
 #: A name that becomes the title of a page: templates put it where markup would count.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^<>&\"\x00-\x1f\x7f]*$")]
 Standing = Literal["vendor", "press", "derived", "measured", "unverified"]
+Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "fp4"]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -150,7 +151,7 @@ class Configuration(Frozen):
 class Peak(Figure):
     """Peak arithmetic rate. Without the type, dense or sparse, and the accumulator it could mean four things."""
 
-    dtype: Literal["fp32", "fp16", "bf16", "fp8", "int8", "fp4"]
+    dtype: Dtype
     basis: Literal["dense", "sparse"]
     accumulate: Literal["fp16", "fp32", "int32", "unstated"]
 
@@ -195,9 +196,9 @@ class Device(Frozen):
                 return configuration
         raise KeyError(configuration_id)
 
-    def peak(self, dtype: str) -> Peak | None:
-        """The highest dense peak for ``dtype`` with a full-width accumulator; ``None`` where none is known."""
-        dense = [p for p in self.peaks if p.dtype == dtype and p.basis == "dense" and p.accumulate != "fp16"]
+    def peak(self, *dtypes: str) -> Peak | None:
+        """The highest dense peak in any of ``dtypes`` with a full-width accumulator; ``None`` where none is known."""
+        dense = [p for p in self.peaks if p.dtype in dtypes and p.basis == "dense" and p.accumulate != "fp16"]
         return max(dense, key=lambda p: p.base("compute"), default=None)
 
 
@@ -299,6 +300,8 @@ class Format(Frozen):
     base: str
     #: What the rule gives the tensors it singles out (the output head, the more sensitive projections).
     more: str
+    #: Types whose peaks a kernel for this format may reach; the best of them is the prefill ceiling.
+    arithmetic: Annotated[tuple[Dtype, ...], Field(min_length=1)]
     source: str
     standing: Standing
     notes: Line = ""
@@ -419,6 +422,8 @@ class FileFacts(Frozen):
     #: Bytes of K and V per token in F16; ``None`` where layers keep less than everything (windows, latents, states).
     kv_bytes_per_token: Count | None = None
     tensors: Annotated[tuple[TensorGroup, ...], Field(min_length=1, max_length=4)]
+    #: Bytes of weights that one token reads, by tensor type: which kernels its time is spent in.
+    type_bytes_read: dict[Line, Count]
     header_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 

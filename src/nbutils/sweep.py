@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,6 +25,13 @@ __all__ = ["Cell", "CellFailed", "Ledger", "digest", "run_cell"]
 
 class CellFailed(NbutilsError):
     """A notebook stopped with an error; the executed notebook is kept beside its output."""
+
+
+class CellMisused(UsageError):
+    """A notebook refused its parameters."""
+
+
+_MISUSE = ("UnknownId", "UnknownParameter", "UsageError")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,8 +96,16 @@ class Ledger:
         """What the cell left behind: a path, or an empty string."""
         return self._entries.get(_place(output), {}).get("left", "")
 
+    def drop(self, output: Path) -> None:
+        """Forget an output: what is there may be half of something."""
+        if self._entries.pop(_place(output), None) is not None:
+            self._write()
+
     def put(self, output: Path, key: str, left: str = "") -> None:
         self._entries[_place(output)] = {"key": key, "left": left}
+        self._write()
+
+    def _write(self) -> None:
         paths.write_text(self._path, json.dumps(self._entries, indent=1, sort_keys=True) + "\n")
 
 
@@ -109,6 +125,7 @@ def run_cell(cell: Cell, stream: Any = None) -> None:
     tagged = [c for c in source.cells if "parameters" in c.metadata.get("tags", [])]
     validate(declared(tagged[0].source) if tagged else {}, cell.parameters)
     failed = cell.output.with_suffix(".failed.ipynb")
+    _require_writable(cell.output)
     with paths.atomic_path(cell.output) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -130,10 +147,20 @@ def run_cell(cell: Cell, stream: Any = None) -> None:
         except papermill.PapermillExecutionError as error:
             executed.replace(failed)
             what = str(error.evalue).splitlines()[0] if error.evalue else error.ename
-            raise CellFailed(f"{cell.notebook.name}: {error.ename}: {what} (the run is kept in {failed.name})") from None
+            message = f"{cell.notebook.name}: {error.ename}: {what} (the run is kept in {failed.name})"
+            raise (CellMisused if error.ename in _MISUSE else CellFailed)(message) from None
         finally:
             executed.unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
+
+
+def _require_writable(output: Path) -> None:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{str(output)!r} cannot be written: {error.strerror}; name another output") from None
 
 
 def _finish(path: Path, title: str, nbformat: Any) -> None:

@@ -374,7 +374,8 @@ def summary_headings(frame: pd.DataFrame) -> dict[str, str]:
 
 def summary_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
     """The summary as ``plots.table`` takes it, for a page that names its one backend elsewhere."""
-    return summary_frame(frame), {k: v for k, v in summary_headings(frame).items() if k != "backend"}, SUMMARY_FORMATS
+    headings = {k: v for k, v in summary_headings(frame).items() if k != "backend"}
+    return summary_frame(frame), headings, {k: v for k, v in SUMMARY_FORMATS.items() if k in headings}
 
 
 def wall_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:

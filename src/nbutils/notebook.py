@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,7 @@ def normalise(path: Path) -> bool:
                 notebook, timeout=600, kernel_name="python3", extra_arguments=KERNEL_ARGUMENTS, resources={"metadata": {"path": str(path.parent)}}
             ).execute()
         except Exception as error:
-            last = str(error).strip().splitlines()[-1]
+            last = re.sub(r"\x1b\[[0-9;]*m", "", str(error).strip().splitlines()[-1])
             raise DataError(f"{path.name}: a cell fails: {last}; mend the cell, then run '{REFRESH}' again") from None
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

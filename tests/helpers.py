@@ -83,6 +83,7 @@ def make_record(**changes: Any) -> Record:
                 TensorGroup(role="output", n_bytes=430_080, n_elements=524_288),
                 TensorGroup(role="other", n_bytes=4_700_000, n_elements=7_871_744),
             ),
+            type_bytes_read={"Q4_K": 4_000_000, "Q6_K": 1_130_080},
             header_sha256="0" * 64,
         ),
         "settings": Settings(

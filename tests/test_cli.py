@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import typer.main
 
 import nbutils
 from helpers import copy_of_data, make_record
-from nbutils import build, cli, records
+from nbutils import build, cli, paths, records
+
+MAIN = "from nbutils.cli import main; main()"
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -85,7 +88,7 @@ def test_the_version_is_the_packages(run: Run) -> None:
         (("book", "--size", "huge"), 2, "no size 'huge'"),
         (("run", "fit", "out.ipynb", "-p", "device"), 2, "has no '='"),
         (("run", "fti", "out.ipynb"), 2, "no notebook 'fti'"),
-        (("records", "show", "absent.json"), 1, "absent.json: cannot be read"),
+        (("records", "show", "absent.json"), 2, "no record at 'absent.json'"),
         (("records", "check", "absent.json"), 2, "no record at 'absent.json'"),
         (("records", "submit", "absent.json"), 2, "no record at 'absent.json'"),
     ],
@@ -251,9 +254,7 @@ def test_an_interrupted_measurement_is_one_line_and_leaves_nothing_running(small
 
 
 def test_stand_ins_are_made_on_their_own_and_listed_as_json() -> None:
-    said = subprocess.run(
-        [sys.executable, "-c", "from nbutils.cli import main; main()", "stand-ins", "--small", "--json"], capture_output=True, text=True, check=True
-    )
+    said = subprocess.run([sys.executable, "-c", MAIN, "stand-ins", "--small", "--json"], capture_output=True, text=True, check=True)
     rows = json.loads(said.stdout)
     assert len(rows) == 6
     assert all(Path(row["path"]).stat().st_size == row["bytes"] for row in rows)
@@ -262,10 +263,32 @@ def test_stand_ins_are_made_on_their_own_and_listed_as_json() -> None:
 
 def test_two_sizes_at_once_are_misuse() -> None:
     said = subprocess.run(
-        [sys.executable, "-c", "from nbutils.cli import main; main()", "book", "--small", "--size", "wide"],
+        [sys.executable, "-c", MAIN, "book", "--small", "--size", "wide"],
         capture_output=True,
         text=True,
         check=False,
     )
     assert said.returncode == 2
     assert "give one" in said.stderr
+
+
+def test_a_run_that_names_a_missing_record_is_a_problem_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(paths.data_dir(), data)
+    next((data / "records").glob("*/*.json")).unlink()
+    said = subprocess.run(
+        [sys.executable, "-c", MAIN, "check-data"], capture_output=True, text=True, check=False, env=os.environ | {"NBUTILS_DATA": str(data)}
+    )
+    assert said.returncode == 1
+    problem, total = said.stderr.splitlines()
+    assert problem.startswith("data/runs/dev-machine.yaml: records: no file 'unlisted/")
+    assert total == "nbutils: 1 problem in data/"
+
+
+def test_an_output_that_cannot_be_written_is_misuse(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    said = subprocess.run(
+        [sys.executable, "-c", MAIN, "run", "fit", str(tmp_path / "file" / "out.ipynb")], capture_output=True, text=True, check=False
+    )
+    assert (said.returncode, "Traceback" in said.stderr) == (2, False)
+    assert "cannot be written" in said.stderr

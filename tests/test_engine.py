@@ -7,6 +7,8 @@ import json
 import random
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ import psutil
 import pytest
 
 from helpers import in_child
-from nbutils import _engine_child, engine
+from nbutils import _engine_child, engine, gguf_files, registry
 from nbutils._ggml import TYPES
 from nbutils.errors import EngineError, NbutilsError, UsageError
+from nbutils.tensors import weight_bytes_read
 
 SETTINGS = {"n_threads": 1, "n_batch": 2048, "n_ubatch": 512, "n_gpu_layers": 0, "flash_attn": "auto", "seed": 1}
 POINTS = [{"kind": "prefill", "n_tokens": 16, "depth": 0}, {"kind": "decode", "n_tokens": 4, "depth": 16}]
@@ -165,7 +168,13 @@ def test_every_point_has_its_samples_and_every_sample_is_positive(small_file: Pa
         assert len(entry["samples_s"]) >= 3
         assert min(entry["samples_s"]) > 0
     assert {"before", "after"} <= {y["when"] for y in found["yardsticks"]}
-    assert {k["placement"] for k in found["kernels"]} == {"cache", "memory"}
+    # The rulers are for the types that matter: a tenth or more of what a token reads.
+    read = found["facts"]["type_bytes_read"]
+    matter = {kind for kind, n in read.items() if n >= sum(read.values()) / 10}
+    assert matter == {"Q4_K", "Q6_K"}
+    assert {(k["tensor_type"], k["placement"], k["when"]) for k in found["kernels"]} == {
+        (kind, "cache", when) for kind in matter for when in ("before", "after")
+    }
     assert stages[0] == "loading"
     assert children() == []
 
@@ -240,8 +249,28 @@ def test_answers_are_json_lines_whatever_the_libraries_print() -> None:
     """llama.cpp writes to both streams; only our own lines may reach the parent."""
     code = (
         "import json, subprocess, sys\n"
-        "done = subprocess.run([sys.executable, '-m', 'nbutils._engine_child'], input=b'{\"op\": \"describe\"}\\n', capture_output=True)\n"
-        "print(json.dumps(done.stdout.decode()))"
+        "child = subprocess.Popen([sys.executable, '-m', 'nbutils._engine_child'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        'child.stdin.write(b\'{"op": "describe"}\\n\')\n'
+        "child.stdin.flush()\n"
+        "print(json.dumps(child.stdout.read().decode()))"
     )
     events = [json.loads(line) for line in in_child(code).splitlines()]
     assert events[-1]["event"] == "result"
+
+
+def test_the_bytes_read_by_type_are_those_of_the_model(small_file: Path) -> None:
+    model, fmt = gguf_files.stand_in_model("dense", "small"), registry.load_format("Q4_K_M")
+    assert sum(engine.inspect_file(small_file)["type_bytes_read"].values()) == weight_bytes_read(model, fmt)
+
+
+def test_a_child_whose_parent_is_gone_ends() -> None:
+    """However the parent ended, it cannot have closed things in order: the end of the child's input is the sign."""
+    child = subprocess.Popen([sys.executable, "-m", "nbutils._engine_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    child.stdin.write(b'{"op": "probe", "seconds": 60, "n_threads": 1, "use_gpu": false}\n')
+    child.stdin.flush()
+    assert child.stdout is not None
+    assert json.loads(child.stdout.readline())["event"] == "progress"
+    child.stdin.close()
+    assert child.wait(timeout=60) == 1
+    child.stdout.close()

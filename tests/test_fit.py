@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from helpers import MIB, make_model, models
 from nbutils import registry
+from nbutils.errors import UsageError
 from nbutils.fit import MemoryBudget, compute_buffer_estimate_bytes, kv_cache_bytes, largest_context, memory_budget
 from nbutils.specs import Block, Model
 from nbutils.tensors import weight_bytes
@@ -128,3 +129,9 @@ def test_the_largest_context_agrees_with_trying_them_all() -> None:
     usable = registry.load_device("rtx-4090").configuration().usable_bytes
     tried = [n for n in range(256, model.shape.n_ctx_train + 1, 256) if memory_budget(model, fmt, n_ctx=n, usable_bytes=usable).headroom_bytes >= 0]
     assert largest_context(model, fmt, usable_bytes=usable) == max(tried)
+
+
+def test_a_context_of_less_than_one_token_is_misuse() -> None:
+    model, fmt = registry.load_model("llama-3.1-8b"), registry.load_format("Q4_K_M")
+    with pytest.raises(UsageError, match="n_ctx is -5"):
+        memory_budget(model, fmt, n_ctx=-5, usable_bytes=10**12)

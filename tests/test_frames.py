@@ -28,6 +28,7 @@ EXPERTS = FileFacts(
         TensorGroup(role="output", n_bytes=100, n_elements=50),
         TensorGroup(role="other", n_bytes=200, n_elements=100),
     ),
+    type_bytes_read={"F16": 400},
     header_sha256="0" * 64,
 )
 
@@ -252,3 +253,27 @@ def test_a_machine_is_told_as_rows_and_a_refused_memory_as_words() -> None:
     assert told["note"] == "a note"
     assert told["memory"].startswith("8.0 GiB")
     assert isinstance(frame, pd.DataFrame)
+
+
+def test_arithmetic_of_several_types_adds_up_in_time() -> None:
+    """Half the bytes at 100 GB/s and half at 50 take as long as all at 66.7."""
+
+    def kernel(kind: str, seconds: float) -> KernelRate:
+        sizes = {"n_rows": 1, "n_columns": 1, "n_batch": 1, "n_threads": 1, "n_bytes": 10**9}
+        return KernelRate(when="before", tensor_type=kind, placement="cache", samples_s=(seconds,), **sizes)
+
+    model = EXPERTS.model_copy(update={"type_bytes_read": {"Q4_K": 400, "Q6_K": 400, "F32": 8}})
+    record = make_record(model=model, kernels=(kernel("Q4_K", 0.01), kernel("Q6_K", 0.02)))
+    assert frames.measured_frame([record])["arithmetic"].iloc[0] == pytest.approx(1e11 / 1.5)
+    only_one = make_record(model=model, kernels=(kernel("F32", 0.01),))
+    assert frames.measured_frame([only_one])["arithmetic"].iloc[0] is None or pd.isna(frames.measured_frame([only_one])["arithmetic"].iloc[0])
+
+
+def test_depth_is_shown_only_where_it_tells_rows_apart() -> None:
+    frame = frames.measured_frame([make_record()])
+    assert "depth" in frames.summary_headings(frame)
+    assert "depth" not in frames.summary_headings(frame.assign(depth=0))
+
+
+def test_a_rate_above_its_yardstick_says_that_nothing_is_known() -> None:
+    assert frames.wall(achieved=47e9, bandwidth=46e9, arithmetic=0.4e9) == "unknown"

@@ -52,7 +52,7 @@ WORLD = {
     "time",
     "urllib",
 }
-OPTIONAL = {"dask", "gguf", "httpx", "huggingface_hub", "jupyter_book", "llama_cpp", "nbformat", "papermill", "psutil", "pynvml"}
+OPTIONAL = {"dask", "gguf", "httpx", "huggingface_hub", "jupyter_book", "llama_cpp", "nbformat", "papermill", "pynvml"}
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -145,7 +145,7 @@ def test_bytes_that_are_no_json_are_refused(content: bytes, tmp_path: Path) -> N
 
 
 def test_a_record_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^x\.json: cannot be read: No such file"):
+    with pytest.raises(UsageError, match=r"^no record at '.*x\.json'"):
         records.read(tmp_path / "x.json")
 
 
@@ -274,3 +274,10 @@ def test_a_record_readable_by_all_is_what_a_write_leaves(tmp_path: Path) -> None
 def test_make_record_refuses_a_field_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="summary"):
         make_record(summary="fast")
+
+
+def test_a_folder_that_takes_no_record_is_named_before_anything_is_measured(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(DataError, match="records cannot be written to"):
+        records.require_writable(blocked / "records")

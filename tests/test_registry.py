@@ -52,6 +52,7 @@ def test_published_sizes_name_a_format_the_model_comes_in() -> None:
 def test_every_source_of_the_formats_is_used() -> None:
     fields = yaml.safe_load((data_dir() / "formats.yaml").read_text(encoding="utf-8"))
     used = {entry["source"] for part in ("blocks", "formats") for entry in fields[part].values()}
+    used |= {entry["arithmetic_source"] for entry in fields["formats"].values()}
     assert used == fields["sources"].keys()
 
 
@@ -215,3 +216,8 @@ def test_a_folder_that_is_no_registry_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("NBUTILS_DATA", str(tmp_path))
     with pytest.raises(NbutilsError, match=r"NBUTILS_DATA .* no folder 'devices'"):
         registry.device_ids()
+
+
+def test_a_format_that_a_model_is_not_published_in_is_refused() -> None:
+    with pytest.raises(UnknownId, match=r"^qwen3-32b is not published in MXFP4_MOE; it is in F16, Q8_0"):
+        registry.load_format_of(registry.load_model("qwen3-32b"), "MXFP4_MOE")

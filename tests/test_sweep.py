@@ -184,3 +184,13 @@ def test_what_is_no_notebook_is_refused(content: str | None, said: str, tmp_path
         path.write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=said):
         run_cell(Cell(notebook=path, output=tmp_path / "out.ipynb"))
+
+
+def test_what_is_dropped_is_made_again(tmp_path: Path) -> None:
+    output = tmp_path / "page.html"
+    output.write_text("")
+    ledger = Ledger(tmp_path / "ledger.json")
+    ledger.put(output, "key")
+    assert Ledger(tmp_path / "ledger.json").is_done(output, "key")
+    ledger.drop(output)
+    assert not Ledger(tmp_path / "ledger.json").is_done(output, "key")

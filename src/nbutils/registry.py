@@ -184,7 +184,11 @@ def _load_formats(path: Path, _mtime_ns: int) -> dict[str, Format]:
         if not isinstance(entry, dict):
             raise DataError(f"{place}: formats.{format_id}: expected a mapping of fields")
         fmt = _parse(Format, {"id": format_id, "blocks": blocks, **entry}, f"{place}: formats.{format_id}")
-        for what, source in [(f"formats.{format_id}", fmt.source), *((f"blocks.{k}", b.source) for k, b in fmt.blocks.items())]:
+        for what, source in [
+            (f"formats.{format_id}", fmt.source),
+            (f"formats.{format_id}", fmt.arithmetic_source),
+            *((f"blocks.{k}", b.source) for k, b in fmt.blocks.items()),
+        ]:
             if source not in sources:
                 raise DataError(f"{place}: {what}: source {source!r} is not listed under 'sources'")
         if missing := {fmt.base, fmt.more} - fmt.blocks.keys():

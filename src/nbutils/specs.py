@@ -302,6 +302,7 @@ class Format(Frozen):
     more: str
     #: Types whose peaks a kernel for this format may reach; the best of them is the prefill ceiling.
     arithmetic: Annotated[tuple[Dtype, ...], Field(min_length=1)]
+    arithmetic_source: str
     source: str
     standing: Standing
     notes: Line = ""

@@ -126,7 +126,7 @@ def rates_by_wall(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set_yticks(y, labels)
     ax.invert_yaxis()
     ax.set(xlabel="weights gone through (GB/s)", xlim=(0, None))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.42, -0.2), ncols=3, frameon=False, fontsize=9)
     return ax
 
 

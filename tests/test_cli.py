@@ -253,6 +253,17 @@ def test_an_interrupted_measurement_is_one_line_and_leaves_nothing_running(small
     assert records.list_records() == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows ends a process without asking it")
+def test_a_request_to_end_ends_the_child_too(small_file: Path, own_home: Path) -> None:
+    process = started("measure", "-m", str(small_file), "--suite", "full", "--cpu")
+    child = a_child_of(process)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert not child.is_running()
+    assert records.list_records() == []
+
+
 def test_stand_ins_are_made_on_their_own_and_listed_as_json() -> None:
     said = subprocess.run([sys.executable, "-c", MAIN, "stand-ins", "--small", "--json"], capture_output=True, text=True, check=True)
     rows = json.loads(said.stdout)

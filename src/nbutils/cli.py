@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -43,6 +44,8 @@ SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file st
 
 def main() -> None:
     """Entry point: turns every expected error into one line and an exit code."""
+    # A polite request to end must end what we started too, which happens on the way out of an exception.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:  # how typer says that the terminal interrupted

@@ -14,7 +14,7 @@ import pandas as pd
 from nbutils import fit, limits, registry
 from nbutils.errors import DataError
 from nbutils.specs import Backend, Configuration, Device, Figure, Format, KernelRate, Machine, Model, Point, Record, Yardstick
-from nbutils.tensors import bytes_read_per_token, parameters, weight_bytes, weight_bytes_read
+from nbutils.tensors import bytes_read_per_token, weight_bytes_read
 
 __all__ = [
     "CLEAR_RATIO",
@@ -40,7 +40,6 @@ __all__ = [
     "kernel_frame",
     "machine_frame",
     "measured_frame",
-    "model_frame",
     "noise_line",
     "roofline_frame",
     "spread_of_yardsticks",
@@ -227,28 +226,6 @@ def check_against_ceiling(record: Record) -> list[str]:
 
 
 # ── what is possible ──────────────────────────────────────────────────────────────────────────────
-
-
-def model_frame(models: Iterable[Model]) -> pd.DataFrame:
-    """One row per model and format: stored and read bytes, bits per weight, parameters."""
-    rows = []
-    for model in models:
-        for format_id in model.formats:
-            fmt = registry.load_format(format_id)
-            n_parameters = parameters(model)
-            stored = weight_bytes(model, fmt)
-            rows.append(
-                {
-                    "model": model.name,
-                    "kind": "MoE" if model.shape.experts else "dense",
-                    "format": format_id,
-                    "parameters": n_parameters,
-                    "weight_bytes": stored,
-                    "weight_bytes_read": weight_bytes_read(model, fmt),
-                    "bits_per_weight": 8 * stored / n_parameters,
-                }
-            )
-    return pd.DataFrame(rows)
 
 
 def device_frame(device: Device, configuration: Configuration, models: Iterable[Model], *, n_ctx: int, n_prompt: int = 2048) -> pd.DataFrame:

@@ -277,3 +277,16 @@ def test_depth_is_shown_only_where_it_tells_rows_apart() -> None:
 
 def test_a_rate_above_its_yardstick_says_that_nothing_is_known() -> None:
     assert frames.wall(achieved=47e9, bandwidth=46e9, arithmetic=0.4e9) == "unknown"
+
+
+def test_only_a_file_that_a_cache_could_hold_may_be_faster_than_memory() -> None:
+    """The same impossible rate, of a small file and of one larger than any cache."""
+    kernel = KernelRate(
+        when="before", tensor_type="Q4_K", placement="cache", n_rows=1, n_columns=1, n_batch=1, n_threads=1, n_bytes=10**12, samples_s=(0.5,)
+    )
+    fast = Point(kind="decode", n_tokens=4, depth=32, warmup_s=1e-4, repetitions_s=((5e-5,) * 4,) * 2)
+    small = make_record(kernels=(kernel,))
+    small = small.model_copy(update={"points": (small.points[0], fast)})
+    assert frames.check_against_ceiling(small) == []
+    large = small.model_copy(update={"model": small.model.model_copy(update={"file_bytes": frames.CACHEABLE_BYTES})})
+    assert len(frames.check_against_ceiling(large)) == 1

@@ -6,7 +6,6 @@ this user's own folders. No tracked file is touched.
 
 from __future__ import annotations
 
-import html
 import os
 import re
 import shutil
@@ -26,7 +25,7 @@ from rich.console import Console
 
 from nbutils import engine, gguf_files, measure, notebook, paths, probe, records, registry, sweep
 from nbutils.errors import DataError, NbutilsError
-from nbutils.specs import Device, Record
+from nbutils.specs import Record
 from nbutils.tensors import weight_bytes
 
 __all__ = ["SIZES", "Options", "Result", "build_book", "clean", "make_stand_ins"]
@@ -137,6 +136,9 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
         for number, stand_in in enumerate(stand_ins, 1):
             label = f"{number} of {len(stand_ins)}, {stand_in.name} {stand_in.format}"
             files.append(_measure(stand_in, options, root, out, ledger, reads, partial(_say_with, say, label)))
+    # A machine that the registry does not know gets the notebook's own example, and the title names it.
+    unlisted = machine["device"] == "unlisted"
+    fit_device, fit_configuration = ("dgx-spark", "") if unlisted else (machine["device"], machine["configuration"])
     with stage("pages of this machine") as say:
         cells = [
             sweep.Cell(
@@ -149,8 +151,8 @@ def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger,
             sweep.Cell(
                 notebook=root / "notebooks" / "fit.ipynb",
                 output=page / "fit.ipynb",
-                parameters=_fit_parameters(machine["device"], machine["configuration"]),
-                title=f"Will Llama 3.3 70B fit on {_fit_device(machine['device']).name}?",
+                parameters={"device": fit_device, "configuration": fit_configuration},
+                title=f"Will Llama 3.3 70B fit on {registry.load_device(fit_device).name}?",
                 reads=_reads_for_pages(root),
             ),
         ]
@@ -207,7 +209,6 @@ def _measure(
     )
     if ledger.is_done(cell.output, cell.key):
         return Path(ledger.left(cell.output))
-    registry.load_suite(options.suite)
     before = set(records.list_records())
     sweep.run_cell(cell, _Lines(say))
     new = sorted(set(records.list_records()) - before)
@@ -238,15 +239,6 @@ class _Lines:
         """Nothing to do: a line is handed on when it is whole."""
 
 
-def _fit_device(device_id: str) -> Device:
-    """The machine itself where the registry knows it, else the notebook's own example, which the title then names."""
-    return registry.load_device("dgx-spark" if device_id == "unlisted" else device_id)
-
-
-def _fit_parameters(device: str, configuration: str) -> dict[str, str]:
-    return {} if device == "unlisted" else {"device": device, "configuration": configuration}
-
-
 # ── pages ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -256,7 +248,7 @@ def _reads_for_pages(root: Path) -> str:
 
 def _run(cell: sweep.Cell, ledger: sweep.Ledger, say: Callable[[str], None]) -> Path:
     if not ledger.is_done(cell.output, cell.key):
-        say(html.unescape(cell.title))
+        say(cell.title)
         sweep.run_cell(cell, _Lines(say))
         ledger.put(cell.output, cell.key)
     return cell.output
@@ -273,7 +265,7 @@ def _device_pages(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) 
             notebook=root / "notebooks" / "device.ipynb",
             output=folder / f"{device_id}.ipynb",
             parameters={"device": device_id},
-            title=html.escape(registry.load_device(device_id).name),
+            title=registry.load_device(device_id).name,
             reads=reads,
         )
         _run(cell, ledger, say)
@@ -294,7 +286,6 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
     log = out / "nbutils" / "jupyter-book.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     # Built aside and swapped in: a failed or interrupted build costs neither the last good book nor the record of it.
-    ledger.drop(index)
     building = out / "nbutils" / "building"
     shutil.rmtree(building, ignore_errors=True)
     command += ["--path-output", str(building)]
@@ -311,6 +302,7 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
             _end_tree(process)
     if code != 0:
         raise DataError(f"jupyter-book stopped with code {code}: {_first_complaint(log)} (all of it: {log})")
+    ledger.drop(index)  # from here on the old key would vouch for something else
     shutil.rmtree(index.parent, ignore_errors=True)
     (building / "_build" / "html").replace(index.parent)
     ledger.put(index, key)

@@ -70,5 +70,6 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     '; known: dgx-spark, rtx-4090'
     """
     names = list(known)
-    near = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+    for name in difflib.get_close_matches(wrong, names, n=1, cutoff=0.5):
+        return f"; did you mean {name!r}?"
+    return f"; known: {', '.join(names)}"

@@ -29,7 +29,7 @@ N_UBATCH = 512
 CONTEXT_PAD = 256
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(slots=True, frozen=True, kw_only=True)
 class MemoryBudget:
     """Bytes by cause. ``compute_buffer_bytes`` is an estimate; the other two are exact."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,7 @@ def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Che
             if (PROJECT / name).is_file():  # a deleted file is still listed
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(PROJECT / name, folder / name)
+        _keep_what_chapters_name(folder)
         checkout = Checkout(folder, tmp_path_factory.mktemp("home"))
         checkout.git("init", "--quiet")
         checkout.git("add", "--all")
@@ -109,6 +111,19 @@ def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Che
         return checkout
 
     return make
+
+
+def _keep_what_chapters_name(folder: Path) -> None:
+    """Leave only the devices and models that a chapter or a notebook names: a page for each of the others would show nothing new and take minutes.
+
+    ``tests/test_frames.py`` computes the pages' frames for all of them.
+    """
+    told = "".join(p.read_text(encoding="utf-8") for pattern in ("book/*.md", "notebooks/*.ipynb") for p in folder.glob(pattern))
+    words = set(re.findall(r"[a-z0-9][a-z0-9.\-]+", told))
+    for kind in ("devices", "models", "buffers"):
+        for path in (folder / "data" / kind).glob("*.yaml"):
+            if path.stem not in words:
+                path.unlink()
 
 
 @dataclass(frozen=True)

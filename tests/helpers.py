@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from nbutils import paths
+from nbutils import paths, registry
 from nbutils.specs import (
     Backend,
     Experts,
@@ -32,7 +33,7 @@ from nbutils.specs import (
     TensorGroup,
     Yardstick,
 )
-from nbutils.tensors import tensors
+from nbutils.tensors import Variant, variant
 
 # No database of past failures, and the same examples every time: a red run can be run again.
 settings.register_profile("nbutils", deadline=None, database=None, derandomize=True, max_examples=60)
@@ -135,10 +136,42 @@ def make_model(architecture: str = "llama", *, formats: tuple[str, ...] = (), **
     )
 
 
+_RECURRENT = {"conv_kernel": 4, "inner_size": 64, "state_size": 16, "time_step_rank": 2, "group_count": 1}
+_LATENT = {"q_lora_rank": 64, "kv_lora_rank": 96, "n_rot": 32, "head_dim_nope": 32, "head_dim_v": 64}
+_EXPERTS = {"n_expert": 8, "n_expert_used": 2, "n_ff_expert": 64, "n_ff_shared": 96}
+#: A small model of every kind of layer and of every way to place experts.
+ONE_OF_EACH: dict[str, Model] = {
+    "llama": make_model(rope_freqs=32),
+    "value heads of another size": make_model(head_dim_v=32),
+    "qwen3 tied": make_model("qwen3", tied_embedding=True),
+    "qwen3moe": make_model("qwen3moe", experts=(8, 2, 64)),
+    "gpt-oss": make_model("gpt-oss", n_layer=5, experts=(4, 1, 64), sliding_window=8, full_every=2),
+    "llama4, chunks": make_model("llama4", n_layer=5, n_ff=0, experts=_EXPERTS, sliding_window=8, chunked=True, full_every=4),
+    "deepseek2": make_model("deepseek2", n_head_kv=1, head_dim=128, latent=_LATENT, experts=_EXPERTS | {"n_layer_dense": 1}),
+    "glm4moe drafting": make_model("glm4moe", n_layer_mtp=1, experts=_EXPERTS | {"n_layer_dense": 1}),
+    "qwen35moe": make_model("qwen35moe", n_layer=4, n_ff=0, experts=_EXPERTS, recurrent=_RECURRENT, full_every=4),
+    "nemotron": make_model("nemotron_h_moe", n_layer=5, n_ff=0, experts=_EXPERTS, recurrent=_RECURRENT, pattern="ME*EM"),
+}
+each_kind = pytest.mark.parametrize("model", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
+
+
+def stored(model_id: str, format_id: str) -> Variant:
+    """A model of the registry in any format, published in it or not."""
+    return variant(registry.load_model(model_id), registry.load_format(format_id))
+
+
+def small(architecture: str = "llama", format_id: str = "F16", **shape: Any) -> Variant:
+    """A model of ``make_model`` as it is stored."""
+    return variant(make_model(architecture, **shape), registry.load_format(format_id))
+
+
+ARCHITECTURES = ("llama", "llama4", "gemma3", "qwen3", "qwen3moe", "qwen35moe", "gpt-oss", "glm4moe", "deepseek2", "nemotron_h_moe")
+
+
 @st.composite
-def models(draw: st.DrawFn) -> Model:
+def models(draw: st.DrawFn, architectures: tuple[str, ...] = ARCHITECTURES) -> Model:
     """Models of every architecture with few layers: rows that K-quants like, and rows they do not."""
-    architecture = draw(st.sampled_from(["llama", "qwen3", "qwen3moe", "gpt-oss"]))
+    architecture = draw(st.sampled_from(architectures))
     n_head_kv = draw(st.integers(1, 4))
     width = st.integers(1, 24).map(lambda n: 32 * n)
     n_layer = draw(st.integers(1, 9))
@@ -153,11 +186,32 @@ def models(draw: st.DrawFn) -> Model:
         "n_ctx_train": draw(st.integers(64, 40_000)),
         "tied_embedding": draw(st.booleans()),
     }
-    if architecture in ("qwen3moe", "gpt-oss"):
-        n_expert = draw(st.integers(1, 16))
-        sizes["experts"] = (n_expert, draw(st.integers(1, n_expert)), draw(width))
-    if architecture == "gpt-oss":
-        sizes |= {"sliding_window": draw(st.integers(1, 2000)), "full_every": draw(st.integers(1, n_layer))}
+    if architecture not in ("gemma3", "llama", "qwen3") or (architecture == "llama" and draw(st.booleans())):
+        n_expert = draw(st.integers(2, 16))
+        sizes["experts"] = {"n_expert": n_expert, "n_expert_used": draw(st.integers(1, n_expert)), "n_ff_expert": draw(width)}
+    if architecture in ("deepseek2", "glm4moe", "llama4", "nemotron_h_moe", "qwen35moe"):
+        sizes["experts"]["n_ff_shared"] = draw(width)
+    if architecture in ("deepseek2", "glm4moe"):
+        sizes["experts"]["n_layer_dense"] = draw(st.integers(0, n_layer - 1))
+    if architecture == "nemotron_h_moe":
+        sizes["experts"]["n_embd_latent"] = draw(st.none() | width)
+        letters = draw(st.lists(st.sampled_from("ME*"), max_size=7))
+        sizes["pattern"] = "".join(draw(st.permutations(["E", "*", *letters])))  # llama.cpp ends over a model without any attention
+        sizes["n_layer"] = len(sizes["pattern"])
+    if architecture in ("gemma3", "gpt-oss", "llama4", "qwen35moe"):
+        sizes["full_every"] = draw(st.integers(1, n_layer))
+    if architecture in ("gemma3", "gpt-oss", "llama4"):
+        sizes |= {"sliding_window": draw(st.integers(1, 2000)), "chunked": architecture == "llama4"}
+    if architecture in ("qwen35moe", "nemotron_h_moe"):
+        rank, groups = draw(st.integers(2, 4)), draw(st.integers(1, 2))
+        sizes["recurrent"] = {"conv_kernel": 4, "inner_size": 32 * rank * groups, "state_size": draw(st.sampled_from([16, 64, 128]))}
+        sizes["recurrent"] |= {"time_step_rank": rank, "group_count": groups}
+    if architecture == "deepseek2":  # all heads share one cached vector, which GGUF writes as one head
+        rank = draw(width)
+        sizes["latent"] = {"q_lora_rank": draw(width), "kv_lora_rank": rank, "n_rot": 32, "head_dim_nope": 32, "head_dim_v": 64}
+        sizes |= {"n_head": draw(st.integers(2, 8)), "n_head_kv": 1, "head_dim": rank + 32}
+    if architecture == "glm4moe":
+        sizes["n_layer_mtp"] = draw(st.integers(0, 1))
     return make_model(architecture, **sizes)
 
 
@@ -191,61 +245,26 @@ llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 names = [name for name, _ in llama_cpp.llama_model_quantize_params._fields_]
 assert "dry_run" in names, "the binding has no dry_run: setting it would do nothing and write a file"
-params = llama_cpp.llama_model_quantize_default_params()
-params.dry_run, params.nthread, params.ftype = True, 1, getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + sys.argv[2])
-status = llama_cpp.llama_model_quantize(sys.argv[1].encode(), (sys.argv[1] + ".never").encode(), ctypes.byref(params))
-print(json.dumps([status, "".join(log)]))
+found = {}
+for format_id in sys.argv[2:]:
+    log.clear()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.dry_run, params.nthread = True, 1
+    params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + format_id)
+    status = llama_cpp.llama_model_quantize(sys.argv[1].encode(), (sys.argv[1] + ".never").encode(), ctypes.byref(params))
+    found[format_id] = [status, "".join(log)]
+print(json.dumps(found))
 """
 _LINE = re.compile(r"^\[\s*\d+/\s*\d+\]\s+(\S+)\s+- \[.*?\], type =\s*(\w+), size =[^\n]*?(?:\((\w+)\))?$", re.MULTILINE)
 
 
-def quantiser_plan(path: Path, format_id: str) -> tuple[dict[str, str], float]:
-    """What llama.cpp's own quantiser would make of an F16 file: the type of each tensor, and the total in MiB as it prints it."""
-    status, log = in_child(_QUANTISE, str(path), format_id)
-    assert status == 0, log[-2000:]
+def quantiser_plans(path: Path, format_ids: Sequence[str]) -> dict[str, tuple[dict[str, str], float]]:
+    """What llama.cpp's own quantiser would make of an F16 file: by format, the type of each tensor, and the total in MiB as it prints it."""
+    plans = {}
+    for format_id, (status, log) in in_child(_QUANTISE, str(path), *format_ids).items():
+        assert status == 0, log[-2000:]
+        total = re.search(r"quant size\s+=\s+([\d.]+) MiB", log)
+        assert total, log[-2000:]
+        plans[format_id] = ({name: (after or before).upper() for name, before, after in _LINE.findall(log)}, float(total[1]))
     assert not path.with_name(path.name + ".never").exists()
-    total = re.search(r"quant size\s+=\s+([\d.]+) MiB", log)
-    assert total, log[-2000:]
-    return {name: (after or before).upper() for name, before, after in _LINE.findall(log)}, float(total[1])
-
-
-def header_only_file(model: Model, path: Path) -> Path:
-    """An F16 GGUF file of ``model`` whose tensor data is a hole: some kB on disk, whatever the size."""
-    import gguf
-    import numpy as np
-
-    s, arch = model.shape, model.architecture
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_block_count(s.n_layer)
-    writer.add_context_length(s.n_ctx_train)
-    writer.add_embedding_length(s.n_embd)
-    writer.add_feed_forward_length(s.n_ff or 1)
-    writer.add_head_count(s.n_head)
-    writer.add_head_count_kv(s.n_head_kv)
-    writer.add_key_length(s.head_dim)
-    writer.add_value_length(s.head_dim)
-    writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_rope_freq_base(1e6)
-    writer.add_rope_dimension_count(s.head_dim)
-    writer.add_vocab_size(s.n_vocab)
-    if s.experts:
-        writer.add_expert_count(s.experts.n_expert)
-        writer.add_expert_used_count(s.experts.n_expert_used)
-        writer.add_expert_feed_forward_length(s.experts.n_ff_expert)
-    if s.sliding_window:
-        writer.add_sliding_window(s.sliding_window)
-    writer.add_tokenizer_model("no_vocab")
-    end = 0
-    for tensor in tensors(model):
-        kind = gguf.GGMLQuantizationType.F16 if tensor.is_matrix else gguf.GGMLQuantizationType.F32
-        n_bytes = tensor.n_elements * (2 if tensor.is_matrix else 4)
-        writer.add_tensor_info(tensor.name, tuple(reversed(tensor.shape)), np.dtype(np.float32), n_bytes, raw_dtype=kind)
-        end += -(-n_bytes // 32) * 32
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    with path.open("r+b") as file:
-        file.truncate(-(-path.stat().st_size // 32) * 32 + end)
-    return path
+    return plans

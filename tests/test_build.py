@@ -30,7 +30,7 @@ def test_a_clone_becomes_a_book_with_a_page_for_every_device_and_for_this_machin
     assert (built.checkout.html / "index.html").is_file()
     devices = {f"devices/{p.stem}" for p in (built.checkout.root / "data" / "devices").glob("*.yaml")}
     chapters = {p.stem for p in (built.checkout.root / "book").glob("*.md")}
-    assert pages(built.checkout) == devices | chapters | {"here/this-machine", "here/probe", "here/fit"}
+    assert pages(built.checkout) == devices | chapters | {"here/this-machine", "here/probe", "here/fit", "proof/proof"}
 
 
 def test_the_build_ends_with_the_measurements_and_the_page_to_open(built: Any) -> None:
@@ -73,7 +73,7 @@ def test_a_second_build_runs_nothing_and_measures_nothing(built: Any) -> None:
 
 def test_a_change_in_the_registry_makes_pages_again_and_measures_nothing_again(built: Any, tmp_path: Path) -> None:
     checkout = built.checkout.copy(tmp_path / "changed")
-    device = checkout.root / "data" / "devices" / "rtx-4090.yaml"
+    device = checkout.root / "data" / "devices" / "rtx-5090.yaml"
     text = device.read_text(encoding="utf-8")
     assert "note: Total graphics power." in text
     device.write_text(text.replace("note: Total graphics power.", "note: Power <script>document.title = 1</script> as sold."), encoding="utf-8")
@@ -81,8 +81,10 @@ def test_a_change_in_the_registry_makes_pages_again_and_measures_nothing_again(b
     again = checkout.nbutils("book", "--suite", "smoke", "--size", "small", "--cpu")
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
     assert measured(checkout) == before
-    assert executed(checkout)["devices/rtx-4090.ipynb"] > pages_before["devices/rtx-4090.ipynb"]
-    page = (checkout.html / "book" / "devices" / "rtx-4090.html").read_text(encoding="utf-8")
+    assert executed(checkout)["devices/rtx-5090.ipynb"] > pages_before["devices/rtx-5090.ipynb"]
+    for page in ("devices/dgx-spark.ipynb", "proof/proof.ipynb"):
+        assert executed(checkout)[page] == pages_before[page], "it does not read the device"
+    page = (checkout.html / "book" / "devices" / "rtx-5090.html").read_text(encoding="utf-8")
     assert "Power &lt;script&gt;document.title = 1&lt;/script&gt; as sold." in page
     assert "<script>document.title" not in page
 
@@ -119,7 +121,7 @@ def test_a_chapter_that_fails_fails_the_build_with_one_line(built: Any, tmp_path
 def test_clean_removes_what_was_built_and_keeps_what_was_measured(built: Any, tmp_path: Path) -> None:
     checkout = built.checkout.copy(tmp_path / "cleaned")
     gone = build.clean(checkout.root)
-    assert {p.name for p in gone} == {"_build", "devices", "here"}
+    assert {p.name for p in gone} == {"_build", "devices", "here", "proof"}
     assert len(records.list_records(checkout.home / "records")) == 6
     assert checkout.git("status", "--porcelain") == ""
     assert build.clean(checkout.root) == []

@@ -53,7 +53,8 @@ ALL = list(commands(typer.main.get_command(cli.app)))
 
 
 def test_the_commands_are_known() -> None:
-    assert {("book",), ("clean",), ("measure",), ("probe",), ("fit",), ("run",), ("check-data",), ("notebooks",), ("records", "submit")} <= set(ALL)
+    assert {("book",), ("clean",), ("measure",), ("probe",), ("run",), ("check-data",), ("notebooks",), ("records", "submit")} <= set(ALL)
+    assert {("fit",), ("limits",), ("need",), ("devices",), ("models",), ("buffers",)} <= set(ALL)
 
 
 @pytest.mark.parametrize("command", [(), *ALL], ids=" ".join)
@@ -76,10 +77,6 @@ def test_the_version_is_the_packages(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (("fit", "dgx-sprak", "llama-3.3-70b"), 2, "no device 'dgx-sprak' in data/devices; did you mean 'dgx-spark'?"),
-        (("fit", "dgx-spark", "llama-3.3-70"), 2, "did you mean 'llama-3.3-70b'?"),
-        (("fit", "dgx-spark", "llama-3.3-70b", "--format", "Q4"), 2, "no format 'Q4'"),
-        (("fit", "dgx-spark", "llama-3.3-70b", "--configuration", "256gb"), 2, "dgx-spark has no configuration '256gb'"),
         (("measure",), 2, "nothing to measure"),
         (("measure", "-m", "absent.gguf", "--cpu"), 2, "model file 'absent.gguf' does not exist"),
         (("measure", "-m", "stand-in-dense-smal"), 2, "did you mean 'stand-in-dense-small'?"),
@@ -104,29 +101,13 @@ def test_an_error_is_one_line_and_its_code_says_who_acts(arguments: tuple[str, .
 
 @pytest.mark.parametrize(
     "arguments",
-    [("no-such-command",), ("fit",), ("fit", "dgx-spark", "llama-3.3-70b", "--ctx", "0"), ("probe", "--seconds", "none")],
+    [("no-such-command",), ("fit",), ("fit", "dgx-spark", "llama-3.3-70b"), ("probe", "--seconds", "none"), ("book", "--quickly")],
     ids=" ".join,
 )
 def test_what_is_no_command_is_misuse(arguments: tuple[str, ...], run: Run) -> None:
     code, _, err = run(*arguments)
     assert code == 2
     assert "Traceback" not in err
-
-
-def test_fit_prints_the_arithmetic(run: Run) -> None:
-    code, out, _ = run("fit", "rtx-4090", "llama-3.3-70b")
-    assert code == 0
-    assert "does_not_fit" in out
-    assert "tok/s" in out
-
-
-def test_fit_as_json_adds_up(run: Run) -> None:
-    code, out, err = run("fit", "dgx-spark", "llama-3.3-70b", "--json", "--ctx", "8192")
-    assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert (found["device"], found["configuration"], found["verdict"]) == ("dgx-spark", "128gb", "fits")
-    assert sum(found["budget_bytes"].values()) == found["usable_bytes"]
-    assert 273e9 / found["decode_ceiling_tok_per_s"] == pytest.approx(found["budget_bytes"]["weights"], rel=0.02), "nearly all weights are read"
 
 
 def test_the_registry_is_checked_and_a_bad_file_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +212,22 @@ def a_child_of(process: subprocess.Popen[str]) -> psutil.Process:
     raise AssertionError(f"ended before it measured: {process.communicate()}")
 
 
+def ends(child: psutil.Process, within_s: float = 10.0) -> bool:
+    """Whether a process is gone, or soon is: one that was just being started notices by itself that nobody listens.
+
+    One that only waits for somebody to ask how it ended is gone, too.
+    """
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        try:
+            if child.status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.02)
+    return False
+
+
 def test_a_measurement_whose_child_is_killed_is_one_line_and_no_record(small_file: Path, own_home: Path) -> None:
     process = started("measure", "-m", str(small_file), "--suite", "smoke", "--cpu")
     a_child_of(process).kill()
@@ -249,7 +246,7 @@ def test_an_interrupted_measurement_is_one_line_and_leaves_nothing_running(small
     assert process.returncode == 130
     assert "Traceback" not in err
     assert "interrupted" in err
-    assert not child.is_running()
+    assert ends(child)
     assert records.list_records() == []
 
 
@@ -260,7 +257,7 @@ def test_a_request_to_end_ends_the_child_too(small_file: Path, own_home: Path) -
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 143
-    assert not child.is_running()
+    assert ends(child)
     assert records.list_records() == []
 
 

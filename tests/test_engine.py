@@ -9,8 +9,9 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gguf
@@ -18,7 +19,7 @@ import psutil
 import pytest
 
 from helpers import in_child
-from nbutils import _engine_child, engine, gguf_files, registry
+from nbutils import _allocations, _engine_child, engine, gguf_files, registry
 from nbutils._ggml import TYPES
 from nbutils.errors import EngineError, NbutilsError, UsageError
 from nbutils.tensors import weight_bytes_read
@@ -188,12 +189,9 @@ def test_facts_agree_with_the_reader_of_the_gguf_project(small_file: Path) -> No
     assert facts["kv_bytes_per_token"] == 4 * 2 * 2 * 128 * 2  # layers x (K and V) x heads x width x 2 bytes
 
 
-def test_every_parameter_that_we_set_is_a_field_of_the_installed_binding() -> None:
-    """ctypes takes any attribute name in silence: setting a field that was renamed would do nothing."""
-    structs = ("llama_model_params", "llama_context_params")
-    fields = in_child(f"import json, llama_cpp as l; print(json.dumps({{s: [f[0] for f in getattr(l, s)._fields_] for s in {structs}}}))")
-    checked = []
-    for function in ast.walk(ast.parse(Path(_engine_child.__file__).read_text(encoding="utf-8"))):
+def parameters_set_in(module: ModuleType) -> Iterator[tuple[str, str]]:
+    """Name of the struct and of the field, of every assignment to what a ``..._default_params()`` made."""
+    for function in ast.walk(ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))):
         if not isinstance(function, ast.FunctionDef):
             continue
         struct_of = {}
@@ -201,14 +199,23 @@ def test_every_parameter_that_we_set_is_a_field_of_the_installed_binding() -> No
             if not isinstance(node, ast.Assign):
                 continue
             made = ast.unparse(node.value)
-            for target in node.targets:
+            for target in (t for outer in node.targets for t in (outer.elts if isinstance(outer, ast.Tuple) else [outer])):
                 if isinstance(target, ast.Name) and made.endswith("_default_params()"):
                     struct_of[target.id] = made.rsplit(".", 1)[-1].replace("_default_params()", "_params")
                 elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id in struct_of:
-                    assert target.attr in fields[struct_of[target.value.id]], f"line {node.lineno}: {struct_of[target.value.id]} has no {target.attr}"
-                    checked.append(target.attr)
-    assert {"n_gpu_layers", "n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch"} <= set(checked)
-    assert {"flash_attn_type", "type_k", "type_v", "swa_full"} <= set(checked)
+                    yield struct_of[target.value.id], target.attr
+
+
+def test_every_parameter_that_we_set_is_a_field_of_the_installed_binding() -> None:
+    """ctypes takes any attribute name in silence: setting a field that was renamed would do nothing."""
+    structs = ("llama_model_params", "llama_context_params", "llama_model_quantize_params")
+    fields = in_child(f"import json, llama_cpp as l; print(json.dumps({{s: [f[0] for f in getattr(l, s)._fields_] for s in {structs}}}))")
+    measuring, planning = set(parameters_set_in(_engine_child)), set(parameters_set_in(_allocations))
+    for struct_name, name in measuring | planning:
+        assert name in fields[struct_name], f"{struct_name} has no {name}"
+    context = {"n_ctx", "n_batch", "n_ubatch", "flash_attn_type", "type_k", "type_v", "swa_full"}
+    assert {"n_gpu_layers", "n_threads", "n_threads_batch", *context} <= {name for _, name in measuring}
+    assert {"no_alloc", "load_mode", "devices", "n_gpu_layers", "n_seq_max", "ftype", "dry_run", *context} <= {name for _, name in planning}
 
 
 def test_the_description_names_the_binding_and_a_device() -> None:
@@ -218,6 +225,84 @@ def test_the_description_names_the_binding_and_a_device() -> None:
     assert found["binding"] == f"llama-cpp-python {llama_cpp.__version__}"
     assert found["device"]["memory_bytes"] > 0
     assert found["system_info"]
+
+
+def test_the_backend_is_named_without_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, backend in (("CUDA0", "cuda"), ("Metal", "metal"), ("Vulkan12", "vulkan"), ("CPU", "cpu")):
+        monkeypatch.setattr(engine, "describe", lambda name=name: {"device": {"name": name}})
+        assert engine.backend_name() == backend
+
+
+# ── planning without measuring ────────────────────────────────────────────────────────────────────
+
+ASKED = [{"n_ctx": 1024, "kv_type": "f16", "n_ubatch": 512, "n_seq": 1}]
+
+
+def test_a_plan_reads_no_weight_and_takes_no_memory_for_them(small_file: Path, tmp_path: Path) -> None:
+    """Of 5.5 MB only the header is left, the rest is a hole: the answers are the same."""
+    hollow = tmp_path / small_file.name
+    whole = small_file.read_bytes()
+    hollow.write_bytes(whole[: n_header(whole, small_file)])
+    with hollow.open("r+b") as file:
+        file.truncate(len(whole))
+    stages: list[str] = []
+    found = engine.planned_buffers(hollow, ASKED, progress=stages.append)
+    assert found == engine.planned_buffers(small_file, ASKED)
+    assert found["weight_bytes"] == sum(t["n_bytes"] for t in engine.inspect_file(small_file)["tensors"])
+    assert stages == ["asking llama.cpp: 1 of 1"]
+    assert children() == []
+
+
+def test_a_context_that_llama_cpp_refuses_does_not_take_the_others_with_it(small_file: Path) -> None:
+    asked = [ASKED[0] | {"n_seq": 1000}, *ASKED]
+    refused, answered = engine.planned_buffers(small_file, asked)["answers"]
+    assert refused.keys() == {"refused"}
+    assert refused["refused"]
+    assert answered == engine.planned_buffers(small_file, ASKED)["answers"][0]
+
+
+@pytest.mark.parametrize("damage", ["empty", "random bytes after the magic", "cut in the list of tensors", "an architecture that nobody knows"])
+def test_a_damaged_file_cannot_be_planned_for_or_quantised(damage: str, small_file: Path, tmp_path: Path) -> None:
+    whole, bad = small_file.read_bytes(), tmp_path / "bad-file.gguf"
+    bad.write_bytes(DAMAGE[damage][0](whole, n_header(whole, small_file)))
+    for call in (lambda: engine.planned_buffers(bad, ASKED), lambda: engine.quantised_types(bad, "Q8_0")):
+        with pytest.raises(EngineError, match=r"^bad-file\.gguf: ") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) not in str(caught.value)
+    assert children() == []
+
+
+def test_a_refusal_gives_the_error_and_not_a_warning_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "hollow.gguf"
+    gguf_files.write_hollow(path, registry.load_model("qwen3-0.6b"), registry.load_format("F16"))
+    header = path.read_bytes()[: 2**20]
+    with path.open("r+b") as file:
+        file.write(header.replace(b"blk.3.attn_k_norm", b"blk.3.attn_k_nord"))
+    with pytest.raises(EngineError, match=r"llama\.cpp refused it: .*blk\.3\.attn_k_norm"):
+        engine.planned_buffers(path, ASKED)
+
+
+def test_the_quantiser_writes_nothing(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    source = gguf_files.make(gguf_files.StandIn("dense", "small", "F16"), registry.load_format("F16"))
+    beside = sorted(source.parent.iterdir())
+    found = engine.quantised_types(source, "Q4_K_M")
+    # Another program has written the same mixture, tensor by tensor: it is the one that the stand-in holds.
+    assert found["types"] == {t.name: t.tensor_type.name for t in gguf.GGUFReader(small_file).tensors}
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(source.parent.iterdir()) == beside
+
+
+def test_a_planning_child_that_is_killed_is_one_line(small_file: Path) -> None:
+    def kill(stage: str) -> None:
+        for child in children():
+            child.kill()
+
+    many = [ASKED[0] | {"n_ctx": 1024 * (i + 1)} for i in range(50)]
+    with pytest.raises(EngineError, match=r"ended by SIGKILL .* while asking llama\.cpp: \d+ of 50"):
+        engine.planned_buffers(small_file, many, progress=kill)
+    assert children() == []
 
 
 # ── products of ggml ──────────────────────────────────────────────────────────────────────────────

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
-from helpers import make_record
-from nbutils import fit, frames, limits, registry
-from nbutils.errors import DataError
+from helpers import make_record, stored
+from nbutils import explain, fit, frames, limits, places, registry
+from nbutils.errors import DataError, UnknownId
+from nbutils.oracle import Comparison
+from nbutils.places import Place
 from nbutils.specs import Figure, FileFacts, KernelRate, Machine, Point, Record, Suite, SuitePoint, TensorGroup, Yardstick
 
 EXPERTS = FileFacts(
@@ -206,34 +210,235 @@ def test_kernels_and_yardsticks_become_rates() -> None:
 # ── what is possible ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_budget_adds_up_to_what_is_usable() -> None:
-    budget = fit.MemoryBudget(weight_bytes=5, kv_cache_bytes=3, compute_buffer_bytes=1, usable_bytes=20)
+def place_of(device_id: str, configuration: str = "") -> Place:
+    device = registry.load_device(device_id)
+    return places.place(device, device.configuration(configuration))
+
+
+def test_a_budget_adds_up_to_what_is_available() -> None:
+    budget = fit.MemoryBudget(weight_bytes=5, kv_cache_bytes=3, compute=fit.ComputeBuffer(1, "kept"), overhead_bytes=2, available_bytes=20)
     frame = frames.budget_frame(budget)
     assert frame["bytes"].sum() == 20
-    assert frame.iloc[-1].to_dict() == {"part": "headroom", "bytes": 11}
+    assert frame.iloc[-1].to_dict() == {"part": "headroom", "bytes": 9}
+    assert "compute buffer, asked" in set(frame["part"])
+
+
+def test_a_verdict_as_plain_values_has_all_that_a_program_needs() -> None:
+    """The contract of 'nbutils fit --json'. A field may be added, none may go."""
+    row = frames.fit_row(stored("nemotron-3-nano", "Q4_K_M"), place_of("dgx-spark"), n_ctx=8192, kv_type="q8_0", batch_size=2, largest=4096)
+    contract = """
+    model device memory_gb format n_ctx kv_type weight_bytes kv_cache_bytes recurrent_state_bytes compute_buffer_bytes compute_buffer_basis
+    output_buffer_bytes overhead_bytes total_bytes available_bytes headroom_bytes verdict max_ctx
+    """
+    assert set(contract.split()) <= row.keys()
+    parts = "weight_bytes kv_cache_bytes recurrent_state_bytes compute_buffer_bytes output_buffer_bytes overhead_bytes"
+    assert sum(row[name] for name in parts.split()) == row["total_bytes"]
+    assert row["memory_bytes"] - row["unusable_bytes"] - row["system_bytes"] == row["available_bytes"]
+    assert row["available_bytes"] - row["total_bytes"] == row["headroom_bytes"]
+    assert all(isinstance(value, int) for name, value in row.items() if name.endswith("_bytes"))
+    said = {name: row[name] for name in ("model", "device", "memory_gb", "format", "n_ctx", "kv_type", "batch", "max_ctx", "compute_buffer_basis")}
+    assert said == {
+        "model": "nemotron-3-nano",
+        "device": "dgx-spark",
+        "memory_gb": 128,
+        "format": "Q4_K_M",
+        "n_ctx": 8192,
+        "kv_type": "q8_0",
+        "batch": 2,
+        "max_ctx": 4096,
+        "compute_buffer_basis": "upper_bound",
+    }
+    assert row["kv_cache_bytes"] == 2 * 8192 * 6144 * 34 // 64
+    assert row["recurrent_state_bytes"] == 2 * 49_930_240
+
+
+def test_ceilings_as_plain_values_have_all_that_a_program_needs() -> None:
+    """The contract of 'nbutils limits --json', and what its values are made of."""
+    found, where = stored("llama-3.3-70b", "Q4_K_M"), place_of("dgx-spark")
+    row = frames.limits_row(found, where, bandwidth_bytes_per_s=273e9, depth=1000, batch_size=2, n_prompt=512, rent_usd_per_hour=3.6)
+    contract = "bytes_per_token decode_ceiling_tok_per_s prefill_ceiling_tok_per_s ridge_point_flop_per_byte binding"
+    assert set(contract.split()) <= row.keys()
+    step = limits.decode_step_bytes(found, depth=1000, batch_size=2)
+    assert row["bytes_per_token"] == step / 2
+    assert row["decode_ceiling_tok_per_s"] == pytest.approx(2 * 273e9 / step)
+    assert row["ridge_point_flop_per_byte"] == pytest.approx(row["peak_flop_per_s"] / 273e9)
+    assert row["prefill_ceiling_tok_per_s"] == pytest.approx(512 * row["peak_flop_per_s"] / limits.prefill_flop(found, n_tokens=512, depth=1000))
+    assert row["binding"] == "bandwidth"
+    assert row["energy_j_per_token"] == pytest.approx(where.power_w / row["decode_ceiling_tok_per_s"])
+    assert row["rent_usd_per_million_tokens"] == pytest.approx(1000 / row["decode_ceiling_tok_per_s"])
+    by_method = row["training_ceiling_tok_per_s"]
+    assert by_method["lora"] == by_method["qlora"] == pytest.approx(1.5 * by_method["full"])
+    first = limits.compute_bound_batch(found, bandwidth_bytes_per_s=273e9, peak_flop_per_s=row["peak_flop_per_s"], depth=1000)
+    assert row["compute_bound_batch"] == first
+
+
+def test_what_nobody_says_of_a_device_is_none() -> None:
+    where = replace(place_of("dgx-spark"), device=None, power_w=None, price_usd=None)
+    row = frames.limits_row(stored("qwen3-8b", "Q4_K_M"), where, bandwidth_bytes_per_s=273e9)
+    unknown = """
+    peak_flop_per_s prefill_ceiling_tok_per_s ridge_point_flop_per_byte compute_bound_batch energy_j_per_token usd_per_million_tokens
+    rent_usd_per_million_tokens
+    """
+    assert [row[name] for name in unknown.split()] == [None] * 7
+    assert row["training_ceiling_tok_per_s"] == {}
+    assert row["decode_ceiling_tok_per_s"] > 0
+
+
+def test_an_own_machine_costs_its_electricity_and_its_years() -> None:
+    where = replace(place_of("dgx-spark"), price_usd=26_298.0, power_w=1000.0)
+    # Three years have 26,298 hours: a dollar an hour, and 15 cents for the kilowatt.
+    assert frames.usd_per_million(where, tok_per_s=1e6 / 3600) == pytest.approx(1.15)
+    assert frames.usd_per_million(replace(where, price_usd=None), tok_per_s=1) is None
+    assert frames.usd_per_million(replace(where, power_w=None), tok_per_s=1) is None
+
+
+def test_a_cache_type_of_another_engine_is_refused() -> None:
+    with pytest.raises(UnknownId, match="vllm has no cache type 'q8_0'"):
+        frames.fit_row(stored("qwen3-8b", "FP8"), place_of("rtx-4090"), n_ctx=256, kv_type="q8_0", largest=None)
+
+
+def test_a_grid_says_what_its_cells_would() -> None:
+    """All places and formats at once, as columns; every cell that is looked at says the same by itself."""
+    wheres = [place_of(d) for d in ("dgx-spark", "rtx-4090", "mac-studio-m4-max", "gtx-1050-ti")]
+    variants = [stored(m, f) for m, f in (("qwen3-8b", "Q4_K_M"), ("qwen3-32b", "Q4_K_M"), ("gpt-oss-120b", "MXFP4"), ("gemma-3-27b", "MLX_4BIT"))]
+    contexts = (5000, 8192, 32_768)
+    grid = frames.fit_grid(wheres, variants, contexts)
+    assert len(grid) == len(wheres) * len(variants) * len(contexts)
+    cells = grid.set_index(["device", "model", "format", "n_ctx"])
+    assert cells.index.is_unique
+    for where in wheres:
+        for found in variants:
+            for n_ctx in contexts:
+                kept = frames.kept_compute(registry.load_model(found.name), n_ctx) if found.engine == "llama.cpp" else None
+                row = frames.fit_row(found, where, n_ctx=n_ctx, kv_type="f16", compute=kept, largest=None)
+                cell = cells.loc[(where.device_id, found.name, found.format, n_ctx)]
+                same = ("configuration", "total_bytes", "available_bytes", "headroom_bytes", "verdict")
+                assert {name: cell[name] for name in same} == {name: row[name] for name in same}
+    assert {"fits", "does_not_fit"} <= set(grid["verdict"])
 
 
 def test_every_device_has_a_row_per_model_and_format_under_its_own_ceiling() -> None:
-    models = [registry.load_model(m) for m in registry.model_ids()]
+    models = [registry.load_model(m) for m in ("llama-3.3-70b", "qwen3.6-35b-a3b", "gemma-3-27b", "gpt-oss-20b")]
     for device_id in registry.device_ids():
-        device = registry.load_device(device_id)
-        config = registry.load_configuration(device)
-        frame = frames.device_frame(device, config, models, n_ctx=8192)
-        assert len(frame) == sum(len(m.formats) for m in models)
-        assert (frame["headroom_bytes"] + frame["total_bytes"] == config.usable_bytes).all()
+        where = place_of(device_id)
+        frame = frames.device_frame(where, models, n_ctx=8192)
+        assert len(frame) == sum(where.runs(stored(m.id, f).engine) for m in models for f in m.formats)
+        assert (frame["headroom_bytes"] + frame["total_bytes"] == where.room.available_bytes).all()
         assert ((frame["verdict"] == "does_not_fit") == (frame["headroom_bytes"] < 0)).all()
         assert (frame["decode_ceiling_tok_per_s"] > 0).all()
-        # A device without a known peak has no prefill ceiling, and says so with a dash.
-        assert frame["prefill_ceiling_tok_per_s"].isna().all() == (device.peak("fp16") is None)
+        assert list(frame[frame["usual"]]["model"]) == [m.name for m in models]
+        # Where a peak is unknown the prefill ceiling is too, and says so with a dash.
+        assert (frame["prefill_ceiling_tok_per_s"].isna() == frame["prefill_in"].isna()).all()
         assert "nan" not in frames.ceiling_lines(frame).lower()
 
 
-def test_the_lines_of_the_arithmetic_end_in_what_limits_says() -> None:
-    device, model, fmt = registry.load_device("dgx-spark"), registry.load_model("llama-3.3-70b"), registry.load_format("Q4_K_M")
-    config = registry.load_configuration(device)
-    ceiling = limits.decode_ceiling_tok_per_s(config.bandwidth_bytes_per_s, limits.decode_step_bytes(model, fmt, depth=8192))
-    assert frames.explain_decode(model, fmt, config, depth=8192)[-1].endswith(f"{ceiling:.2f} tok/s")
-    assert frames.explain_fit(model, fmt, config, n_ctx=8192)[-1].endswith(": fits")
+def test_the_largest_context_of_a_row_fits_and_the_next_does_not() -> None:
+    model, where = registry.load_model("qwen3-32b"), place_of("rtx-4090")
+    found = stored("qwen3-32b", "Q4_K_M")
+    safe = frames.largest_context(found, where)
+    assert safe is not None
+    assert frames.budget_of(found, where, n_ctx=safe).headroom_bytes >= 0 > frames.budget_of(found, where, n_ctx=safe + 256).headroom_bytes
+    with_answers = frames.largest_context(found, where, model=model)
+    (row,) = (r for r in frames.device_frame(where, [model], n_ctx=8192).to_dict("records") if r["format"] == "Q4_K_M")
+    assert row["largest_context"] == with_answers
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_an_answer_that_is_kept_reaches_further_than_the_bound_for_one_sequence(batch_size: int) -> None:
+    model, found, where = registry.load_model("qwen3-32b"), stored("qwen3-32b", "Q4_K_M"), place_of("rtx-4090")
+    kept = frames.kept_compute(model, 16_384)
+    need = frames.budget_of(found, where, n_ctx=16_384, batch_size=batch_size, compute=kept).total_bytes
+    exactly = replace(where, room=replace(where.room, memory_bytes=need, unusable_bytes=0, system_bytes=0))
+    safe = frames.largest_context(found, exactly, batch_size=batch_size)
+    assert safe is not None
+    assert safe < 16_384
+    assert frames.largest_context(found, exactly, model=model, batch_size=batch_size) == (16_384 if batch_size == 1 else safe)
+
+
+def test_an_explanation_as_a_table_has_the_words_of_the_text() -> None:
+    lines = [explain.Line("  of these idle", 1234, "bytes", "why", "who"), explain.Line("peak", None, "FLOP/s")]
+    frame, headings, formats = frames.explain_table(lines)
+    assert frame.to_dict("records")[0] == {"what": "of these idle", "value": "1,234", "unit": "bytes", "how": "why", "source": "who"}
+    assert frame["value"].iloc[1] == "unknown"
+    assert set(headings) == set(frame.columns)
+    assert set(formats) <= set(headings)
+
+
+def test_the_matrix_of_ceilings_is_empty_where_a_model_does_not_fit() -> None:
+    devices = [registry.load_device(d) for d in ("gtx-1050-ti", "dgx-spark")]
+    models = [registry.load_model(m) for m in ("qwen3-8b", "llama-3.3-70b")]
+    frame, headings, formats, links = frames.ceiling_matrix(devices, models, n_ctx=8192)
+    assert list(frame["bandwidth"]) == sorted(frame["bandwidth"], reverse=True)
+    spark, card = frame.to_dict("records")
+    assert spark["llama-3.3-70b"] == pytest.approx(6.51, abs=0.005)
+    assert pd.isna(card["llama-3.3-70b"])
+    assert pd.isna(card["qwen3-8b"])
+    assert set(headings) | set(links.values()) == set(frame.columns)
+    assert set(formats) <= set(headings)
+
+
+def test_caches_of_other_kinds_are_smaller_by_the_factors_that_their_makers_promise() -> None:
+    """DeepSeek: 128 heads of 192 + 128 in place of 576 values, 71 times as much. One layer in six of Gemma keeps everything."""
+    models = [registry.load_model(m) for m in ("deepseek-v3", "gemma-3-27b", "llama-3.3-70b", "qwen3.6-35b-a3b")]
+    frame, headings, formats = frames.cache_kinds_frame(models, n_ctx=131_072)
+    factors = list(frame["factor"])
+    assert factors[0] == pytest.approx(128 * (192 + 128) / 576)
+    assert 5.5 < factors[1] < 6.2
+    assert factors[2] == 1
+    assert factors[3] == pytest.approx(4, rel=0.03)
+    assert set(headings) == set(frame.columns)
+    assert set(formats) <= set(headings)
+
+
+def test_rooms_add_up_to_what_is_built_in() -> None:
+    frame, headings, formats = frames.rooms_frame([place_of(d) for d in ("dgx-spark", "rtx-4090", "strix-halo")])
+    assert (frame["unusable"] + frame["system"] + frame["overhead"] + frame["left"]).tolist() == pytest.approx(frame["memory"].tolist())
+    assert frame["share"].between(0.4, 1).all()
+    assert set(headings) == set(frame.columns)
+    assert set(formats) <= set(headings)
+
+
+def test_ceilings_over_depth_and_batch_are_those_of_limits() -> None:
+    variants, where = [stored("qwen3-8b", "Q4_K_M"), stored("gpt-oss-20b", "MXFP4_MOE")], place_of("rtx-4090")
+    deep = frames.depth_frame(variants, where, [0, 1000, 40_000])
+    assert list(deep["name"]) == ["qwen3-8b"] * 3 + ["gpt-oss-20b"] * 3
+    for row in deep.itertuples():
+        found = next(v for v in variants if v.name == row.name)
+        assert row.ceiling == pytest.approx(1008e9 / limits.decode_step_bytes(found, depth=row.depth))
+    wide = frames.batch_frame(variants, where, [1, 16, 4096], depth=0)
+    assert (wide["total"] / wide["batch"] == wide["each"]).all()
+    first = wide.iloc[0]
+    assert first["total"] == pytest.approx(deep.iloc[0]["ceiling"])
+    assert list(wide["binding"][:3]) == ["bandwidth", "bandwidth", "compute"]
+
+
+def test_a_proof_shows_the_largest_difference_of_each_kind() -> None:
+    def compared(what: str, ours: int, theirs: int, printed_to: int = 0) -> Comparison:
+        return Comparison(model="qwen3-8b", what=what, under="f16", n_ctx=4096, ours=ours, llama_cpp=theirs, printed_to=printed_to)
+
+    given = [compared("weights", 100, 100), compared("KV cache", 1000, 1004, 5), compared("output buffer", 50, 40, 5)]
+    (row,) = frames.proof_frame(given).to_dict("records")
+    assert (row["model"], row["compared"], row["layers"]) == ("Qwen3 8B", 3, "36 all")
+    assert (row["weights"], row["memory"], row["rounding"]) == (0, 5, 10)
+    assert set(frames.PROOF_HEADINGS) == set(row)
+    text = frames.proof_lines(given)
+    assert "KV cache, f16, 4,096 tokens" in text
+    assert "1,004" in text
+
+
+@pytest.mark.parametrize(
+    ("device_id", "name"),
+    [("rtx-4090", "RTX 4090"), ("dgx-spark", "DGX Spark"), ("mac-studio-m4-max-32c", "32c"), ("strix-halo", "Ryzen AI Max+ 395")],
+)
+def test_a_short_name_leaves_out_the_maker(device_id: str, name: str) -> None:
+    short = frames.short_name(registry.load_device(device_id))
+    assert short.startswith(name) or short.endswith(name)
+    assert not short.startswith(("NVIDIA", "AMD", "Apple"))
+
+
+def test_short_names_of_all_devices_differ() -> None:
+    names = [frames.short_name(registry.load_device(d)) for d in registry.device_ids()]
+    assert len(set(names)) == len(names)
 
 
 def test_every_figure_of_every_device_has_a_source_and_disagreeing_ones_stand_below() -> None:
@@ -241,7 +446,9 @@ def test_every_figure_of_every_device_has_a_source_and_disagreeing_ones_stand_be
         device = registry.load_device(device_id)
         frame = frames.figure_frame(device)
         assert (frame["source"].str.len() > 0).all()
-        figures = [f for c in device.configurations for f in (c.memory, c.bandwidth, c.usable, c.price)] + [*device.peaks, device.power]
+        kinds = [[getattr(c, kind) for c in device.configurations] for kind in ("memory", "bandwidth", "usable", "price")]
+        shared = [figure for kind in kinds for figure in set(kind)]  # what configurations have in common stands once
+        figures = [*shared, *device.peaks, device.power]
         assert len(frame) == sum(1 + len(f.also) for f in figures if isinstance(f, Figure))
 
 

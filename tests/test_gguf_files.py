@@ -16,7 +16,8 @@ from helpers import in_child
 from nbutils import gguf_files, registry
 from nbutils.errors import DataError, MissingExtra, UnknownId
 from nbutils.gguf_files import FORMATS, SIZES, StandIn, choose_size, make, make_all, parse_stand_in, stand_in_model, stand_in_path
-from nbutils.tensors import parameters, tensors, weight_bytes
+from nbutils.gguf_header import read_file
+from nbutils.tensors import parameters, tensor_bytes, tensor_type, tensors, weight_bytes
 
 SMALL = [StandIn(kind, "small", format_id) for kind in ("dense", "moe") for format_id in FORMATS]
 each_small = pytest.mark.parametrize("stand_in", SMALL, ids=lambda s: s.file_name.removesuffix(".gguf"))
@@ -241,6 +242,43 @@ def test_without_the_gguf_package_the_error_holds_the_command(home: Path, monkey
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(MissingExtra, match=r"pip install -e '\.\[engine\]'"):
         make_one(TINY)
+
+
+# ── hollow files ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("model_id", "format_id"), [("llama-3.1-8b", "Q4_K_M"), ("deepseek-v3", "F16"), ("nemotron-3-nano", "Q8_0")])
+def test_a_hollow_file_has_every_tensor_and_takes_no_room(model_id: str, format_id: str, tmp_path: Path) -> None:
+    model, fmt, path = registry.load_model(model_id), registry.load_format(format_id), tmp_path / "hollow.gguf"
+    gguf_files.write_hollow(path, model, fmt)
+    found = reader(path)
+    expected = [(t.name, t.shape, tensor_type(t, model, fmt), tensor_bytes(t, model, fmt)) for t in tensors(model)]
+    assert [(t.name, tuple(int(n) for n in t.shape), t.tensor_type.name, int(t.n_bytes)) for t in found.tensors] == expected
+    # What our own reader says, which believes nothing: the data fit into the file, and none is missing.
+    header = read_file(path)
+    assert [(t.name, t.shape, t.type_name, t.n_bytes) for t in header.tensors] == expected
+    assert header.weight_bytes == weight_bytes(model, fmt)
+    padding = path.stat().st_size - header.data_offset - header.weight_bytes
+    assert 0 <= padding < 32 * len(expected), "each tensor begins at a multiple of 32"
+    if hasattr(path.stat(), "st_blocks"):
+        assert path.stat().st_blocks * 512 < 2**20, "a file of gigabytes, and some kB of disk"
+
+
+def test_a_hollow_file_says_the_size_of_its_vocabulary_and_no_words(tmp_path: Path) -> None:
+    model, path = registry.load_model("qwen3-0.6b"), tmp_path / "hollow.gguf"
+    gguf_files.write_hollow(path, model, registry.load_format("F16"))
+    metadata = read_file(path).metadata
+    assert metadata["qwen3.vocab_size"] == model.shape.n_vocab
+    assert metadata["tokenizer.ggml.model"] == "no_vocab"
+    assert metadata["general.name"] == model.name
+    assert "tokenizer.ggml.tokens" not in metadata
+
+
+def test_without_the_gguf_package_a_hollow_file_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingExtra, match=r"pip install -e '\.\[engine\]'"):
+        gguf_files.write_hollow(tmp_path / "hollow.gguf", registry.load_model("qwen3-0.6b"), registry.load_format("F16"))
+    assert list(tmp_path.iterdir()) == []
 
 
 # ── names ─────────────────────────────────────────────────────────────────────────────────────────

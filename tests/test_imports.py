@@ -18,24 +18,32 @@ LAYERS = (
     ("tensors",),
     ("limits",),
     ("fit",),
+    ("explain",),
     ("claims", "predict"),
     ("paths",),
     ("registry", "records"),
-    ("_ggml", "_engine_child", "gguf_files", "engine", "probe"),
+    ("_ggml", "_allocations", "_engine_child", "gguf_files", "gguf_header", "engine", "probe"),
+    ("subjects", "places"),
+    ("oracle",),
     ("measure", "endpoint"),
     ("frames",),
     ("plots",),
     ("notebook",),
     ("sweep",),
     ("build",),
+    ("printing",),
+    ("cli_limits",),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-BESIDE = {("records", "registry"), ("_engine_child", "_ggml"), ("probe", "engine")}
+BESIDE = {("records", "registry"), ("_engine_child", "_ggml"), ("_engine_child", "_allocations"), ("_allocations", "_ggml"), ("probe", "engine")}
 #: Records hold samples, limits hold bounds; they meet in ``frames``.
 NEVER = {("records", name) for name in ("tensors", "limits", "fit", "claims", "predict")}
 
-PURE = ("errors", "units", "specs", "tensors", "limits", "fit", "claims", "predict")
+#: What reads bytes from strangers has nothing at hand that it could be talked into using.
+ONLY = {"gguf_header": {"errors", "paths"}, "printing": set(), "_allocations": {"_ggml", "errors"}}
+
+PURE = ("errors", "units", "specs", "tensors", "limits", "fit", "explain", "claims", "predict")
 WORLD = {
     "io",
     "json",
@@ -52,7 +60,7 @@ WORLD = {
     "time",
     "urllib",
 }
-OPTIONAL = {"dask", "gguf", "httpx", "huggingface_hub", "jupyter_book", "llama_cpp", "nbformat", "papermill", "pynvml"}
+OPTIONAL = {"dask", "gguf", "httpx", "httpx2", "huggingface_hub", "jupyter_book", "llama_cpp", "nbformat", "papermill", "pynvml"}
 
 
 def imported(tree: ast.AST) -> set[str]:
@@ -92,6 +100,11 @@ def test_imports_point_down(path: Path) -> None:
 
 def test_the_package_itself_imports_errors_and_nothing_else() -> None:
     assert inner(ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))) <= {"errors"}
+
+
+@pytest.mark.parametrize("name", ONLY)
+def test_some_import_these_and_nothing_else(name: str) -> None:
+    assert inner(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))) == ONLY[name]
 
 
 @pytest.mark.parametrize("name", [name for name in PURE if (PACKAGE / f"{name}.py").exists()])

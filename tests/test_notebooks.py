@@ -200,7 +200,7 @@ def test_one_more_gigabyte_per_second_in_the_registry_is_noticed(copied: Path) -
 
 
 def test_half_a_percent_in_a_limit_is_noticed(copied: Path) -> None:
-    formula = "batch_size * bandwidth_bytes_per_s / step_bytes"
+    formula = "self.batch_size / max(self.bandwidth_s, self.compute_s or 0.0)"
     edit(copied / "src" / "nbutils" / "limits.py", f"return {formula}", f"return 1.005 * {formula}")
     done = run_nbval(source=copied / "src", data=copied / "data")
     assert done.returncode == 1

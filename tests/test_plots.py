@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from helpers import make_record
-from nbutils import frames, plots, registry
+from helpers import make_record, stored
+from nbutils import frames, places, plots, registry
+from nbutils.places import Place
 from nbutils.specs import KernelRate
+from nbutils.tensors import Variant
 
 
 def measured() -> pd.DataFrame:
@@ -22,10 +24,14 @@ def measured() -> pd.DataFrame:
     return frames.measured_frame([make_record(kernels=(kernel,))])
 
 
+def here() -> Place:
+    device = registry.load_device("rtx-4090")
+    return places.place(device, device.configuration())
+
+
 def device() -> pd.DataFrame:
-    machine = registry.load_device("rtx-4090")
-    models = [registry.load_model(m) for m in registry.model_ids()]
-    return frames.device_frame(machine, registry.load_configuration(machine), models, n_ctx=8192)
+    models = [registry.load_model(m) for m in ("llama-3.3-70b", "qwen3-8b", "qwen3-30b-a3b")]
+    return frames.device_frame(here(), models, n_ctx=8192)
 
 
 def budget() -> pd.DataFrame:
@@ -36,11 +42,17 @@ def rooflines() -> pd.DataFrame:
     return pd.DataFrame({"name": ["one", "two", "of unknown peak"], "bandwidth": [273e9, 1008e9, 500e9], "peak": [125e12, 165e12, None]})
 
 
+def two() -> list[Variant]:
+    return [stored("qwen3-8b", "Q4_K_M"), stored("qwen3-30b-a3b", "Q4_K_M")]
+
+
 FIGURES: dict[str, Callable[[Axes], Axes]] = {
     "decode_against_bytes": lambda ax: plots.decode_against_bytes(measured(), ax=ax),
     "rates_by_wall": lambda ax: plots.rates_by_wall(measured(), ax=ax),
     "device_ceilings": lambda ax: plots.device_ceilings(device(), ax=ax),
     "budget_bar": lambda ax: plots.budget_bar(budget(), 39_000_000_000, ax=ax),
+    "over_depth": lambda ax: plots.over_depth(frames.depth_frame(two(), here(), [256, 4096, 32768]), ax=ax),
+    "over_batch": lambda ax: plots.over_batch(frames.batch_frame(two(), here(), [1, 16, 256, 4096], depth=256), ax=ax),
     "yardsticks": lambda ax: plots.yardsticks(frames.yardstick_frame(make_record().yardsticks), ax=ax),
     "roofline": lambda ax: plots.roofline(rooflines(), {"decode": 3.3}, ax=ax),
 }
@@ -62,7 +74,7 @@ def test_a_figure_is_drawn_on_the_given_axes_with_units_and_without_a_warning(na
     ax = plots.new_axes()
     assert FIGURES[name](ax) is ax
     ax.figure.canvas.draw()
-    assert re.search(r"\((?:GB|GB/s|tok/s|FLOP/byte|GFLOP/s|TFLOP/s)\)$", ax.get_xlabel()), ax.get_xlabel()
+    assert re.search(r"\((?:GB|GB/s|tok/s|tokens of context|sequences|FLOP/byte|GFLOP/s|TFLOP/s)\)$", ax.get_xlabel()), ax.get_xlabel()
     if ax.get_ylabel():
         assert re.search(r"\(.+\)$", ax.get_ylabel()), ax.get_ylabel()
     else:
@@ -94,6 +106,25 @@ def test_a_device_without_a_known_peak_has_no_roofline() -> None:
     assert [t.get_text() for t in legend.get_texts()] == ["one", "two"]
 
 
+def test_a_part_that_a_model_does_not_have_takes_no_place_in_its_bar() -> None:
+    frame = pd.DataFrame({"part": ["weights", "recurrent state", "headroom"], "bytes": [40e9, 0, 5e9]})
+    legend = plots.budget_bar(frame, 45_000_000_000, ax=plots.new_axes()).get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == ["available: 45.0 GB", "weights: 40.00 GB"]
+
+
+def test_a_batch_is_marked_by_what_binds() -> None:
+    """Full marks where bandwidth does, hollow ones where arithmetic does: not by colour alone."""
+    frame = frames.batch_frame(two(), here(), [1, 16, 256, 4096], depth=256)
+    ax = plots.over_batch(frame, ax=plots.new_axes())
+    for name, part in frame.groupby("name"):
+        for binding, words, hollow in (("bandwidth", "bandwidth binds", False), ("compute", "arithmetic binds", True)):
+            lines = [line for line in ax.lines if line.get_label() == f"{name}: {words}"]
+            drawn = [float(x) for line in lines for x in line.get_xdata()]
+            assert drawn == list(part[part["binding"] == binding]["batch"])
+            assert all((line.get_markerfacecolor() == "white") == hollow for line in lines)
+
+
 def test_a_budget_over_the_line_is_drawn_over_the_line() -> None:
     ax = plots.budget_bar(budget(), 39_000_000_000, ax=plots.new_axes())
     assert sum(p.get_width() for p in ax.patches) == pytest.approx(44)
@@ -115,6 +146,13 @@ def test_an_address_of_a_table_becomes_a_link_only_if_it_is_one() -> None:
     assert 'href="https://example.org/?a=1&amp;b=&quot;2&quot;">a &lt;b&gt;</a>' in html
     assert html.count("<a ") == 1
     assert "javascript" not in html
+
+
+def test_a_page_of_the_book_is_linked_without_leaving_it() -> None:
+    frame = pd.DataFrame({"device": ["one", "two", "three"], "page": ["devices/rtx-4090.html", 'x".html', "javascript:a.html"]})
+    html = plots.table(frame, {"device": "device"}, links={"device": "page"}).to_html()
+    assert '<a class="reference internal" href="devices/rtx-4090.html">one</a>' in html
+    assert html.count("<a ") == 1
 
 
 def test_a_paragraph_of_data_is_escaped() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nbutils import probe
+from nbutils import engine, probe
 from nbutils.errors import MissingExtra
 from nbutils.specs import Gpu
 from pynvml_stand_in import Card, StandIn
@@ -134,12 +134,21 @@ def test_without_nvidia_ml_py_the_error_says_what_to_install(monkeypatch: pytest
 def test_a_mac_is_found_by_its_chip_and_its_memory() -> None:
     from nbutils import registry
 
-    device = registry.load_device("mac-studio-m4-max")
-    for configuration in device.configurations:
-        found = probe.identify(device.chip_names[0], (), configuration.memory_bytes)
-        same_memory = {c.id for c in device.configurations if c.memory_bytes == configuration.memory_bytes}
-        assert found[0] == device.id
-        assert found[1] in same_memory
+    macs = [d for d in map(registry.load_device, registry.device_ids()) if d.chip_names]
+    assert len(macs) > 5
+    for device in macs:
+        for configuration in device.configurations:
+            device_id, configuration_id = probe.identify(device.chip_names[0], (), configuration.memory_bytes)
+            found = registry.load_device(device_id)
+            assert found.chip_names == device.chip_names
+            assert registry.load_configuration(found, configuration_id).memory_bytes == configuration.memory_bytes
+
+
+def test_of_two_entries_with_one_chip_the_more_special_is_found() -> None:
+    """An M4 Max with 36 GB has the smaller GPU; with more memory it has the larger one."""
+    assert probe.identify("Apple M4 Max", (), 36 * GIB)[0] == "mac-studio-m4-max-32c"
+    assert probe.identify("Apple M4 Max", (), 64 * GIB)[0] == "mac-studio-m4-max"
+    assert probe.identify("Apple M4 Max", (), 8 * GIB) == ("unlisted", "")
 
 
 def test_every_listed_configuration_is_found_from_its_own_name_and_memory() -> None:
@@ -159,3 +168,33 @@ def test_this_machine_fits_its_own_description(monkeypatch: pytest.MonkeyPatch) 
     assert 1 <= machine.n_cores <= machine.n_threads_hw
     assert 0 < machine.memory_available_bytes <= machine.memory_bytes
     assert 1 <= probe.n_threads_default() <= machine.n_threads_hw
+
+
+# ── how fast it reads ─────────────────────────────────────────────────────────────────────────────
+
+
+def yardstick(kind: str, where: str, gb_per_s: float, *samples_s: float) -> dict[str, Any]:
+    """A measurement whose median time reads ``gb_per_s``."""
+    times = samples_s or (0.1,)
+    n_bytes = round(gb_per_s * 1e9 * sorted(times)[len(times) // 2])
+    return {"when": "probe", "method": "m", "kind": kind, "where": where, "n_threads": 1, "n_bytes": n_bytes, "samples_s": times}
+
+
+@pytest.mark.parametrize(
+    ("told", "gb_per_s"),
+    [
+        ([yardstick("read", "cpu", 40), yardstick("read", "cpu", 50), yardstick("copy", "cpu", 90)], 50),
+        ([yardstick("read", "cpu", 40, 0.1, 0.001, 0.2)], 40),
+        ([yardstick("read", "cpu", 400), yardstick("read", "gpu", 300), yardstick("copy", "gpu", 900)], 300),
+    ],
+    ids=["the better of two methods, copies left out", "by the median", "where there is a GPU, its memory"],
+)
+def test_bandwidth_is_what_reading_weights_would_see(told: list[dict[str, Any]], gb_per_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "time_reading", lambda **options: {"yardsticks": told})
+    assert probe.bandwidth(seconds=1) == pytest.approx(gb_per_s * 1e9)
+
+
+def test_the_bandwidth_of_this_machine_is_a_memorys() -> None:
+    stages: list[str] = []
+    assert 0.2e9 < probe.bandwidth(seconds=0.05, progress=stages.append) < 100e12
+    assert stages

@@ -14,6 +14,8 @@ FIGURE: dict[str, Any] = {"value": 273, "unit": "GB/s", "source": "vendor", "sta
 OTHER: dict[str, Any] = {"value": 218, "unit": "GB/s", "source": "press", "standing": "press"}
 MEMORY: dict[str, Any] = {"value": 128, "unit": "GiB", "source": "vendor", "standing": "vendor"}
 SHAPE: dict[str, Any] = make_model().shape.model_dump()
+RECURRENT: dict[str, Any] = {"conv_kernel": 4, "inner_size": 64, "state_size": 16, "time_step_rank": 2, "group_count": 1}
+LATENT: dict[str, Any] = {"q_lora_rank": 64, "kv_lora_rank": 96, "n_rot": 32, "head_dim_nope": 32, "head_dim_v": 64}
 
 
 # ── the registry's own values, in plain units ─────────────────────────────────────────────────────
@@ -81,8 +83,25 @@ def refusal(kind: type[Any], fields: dict[str, Any]) -> str:
         (Experts, {"n_expert": 4, "n_expert_used": 5, "n_ff_expert": 64}, "n_expert_used 5 is more than n_expert 4"),
         (Shape, SHAPE | {"n_head_kv": 3}, "n_head 4 is no multiple of n_head_kv 3"),
         (Shape, SHAPE | {"n_ff": 0}, "neither n_ff nor experts"),
-        (Shape, SHAPE | {"full_every": 2}, "sliding_window and full_every go together"),
+        (Experts, {"n_expert": 4, "n_expert_used": 0, "n_ff_expert": 64}, "n_expert_used: Input should be greater than 0"),
         (Shape, SHAPE | {"n_layer": 0}, "n_layer: Input should be greater than 0"),
+        (Shape, SHAPE | {"n_layer": 1001}, "n_layer: Input should be less than or equal to 1000"),
+        (Shape, SHAPE | {"n_head": 0}, "n_head: Input should be greater than 0"),
+        (Shape, SHAPE | {"n_head_kv": 0}, "n_head_kv: Input should be greater than 0"),
+        (Shape, SHAPE | {"n_embd": -1}, "n_embd: Input should be greater than 0"),
+        (Shape, SHAPE | {"full_every": 2}, "full_every goes with sliding_window or with recurrent layers"),
+        (Shape, SHAPE | {"sliding_window": 512}, "full_every goes with sliding_window or with recurrent layers"),
+        (Shape, SHAPE | {"recurrent": RECURRENT}, "full_every goes with sliding_window or with recurrent layers"),
+        (Shape, SHAPE | {"recurrent": RECURRENT | {"conv_kernel": 0}, "full_every": 2}, "recurrent.conv_kernel: Input should be greater than 0"),
+        (Shape, SHAPE | {"recurrent": RECURRENT, "pattern": "M*E"}, "pattern names 3 layers, n_layer is 2"),
+        (Shape, SHAPE | {"recurrent": RECURRENT, "pattern": "MX"}, "pattern: String should match pattern"),
+        (Shape, SHAPE | {"latent": {"kv_lora_rank": 64}}, "latent.q_lora_rank: is missing; add it"),
+        (Shape, SHAPE | {"n_layer_mtp": -1}, "n_layer_mtp: Input should be greater than or equal to 0"),
+        (
+            Shape,
+            SHAPE | {"n_ff": 0, "experts": {"n_expert": 4, "n_expert_used": 1, "n_ff_expert": 64, "n_layer_dense": 1}},
+            "experts.n_layer_dense needs n_ff, the width of those layers",
+        ),
         (
             Point,
             {"kind": "decode", "n_tokens": 3, "depth": 0, "warmup_s": 1, "repetitions_s": ((1, 1),)},
@@ -103,10 +122,67 @@ def test_a_value_that_cannot_be_is_refused_in_words(kind: type[Any], fields: dic
     assert words in refusal(kind, fields)
 
 
-@pytest.mark.parametrize(("architecture", "shape", "words"), [("qwen3moe", {}, "needs shape.experts"), ("llama", {"experts": (4, 1, 64)}, "has no")])
-def test_an_architecture_and_its_experts_belong_together(architecture: str, shape: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "shape", "words"),
+    [
+        ("qwen3moe", {}, "needs shape.experts"),
+        ("glm4moe", {}, "needs shape.experts"),
+        ("llama4", {"experts": (4, 1, 64)}, "needs shape.sliding_window"),
+        ("gemma3", {}, "needs shape.sliding_window"),
+        ("deepseek2", {"experts": (4, 1, 64)}, "needs shape.latent"),
+        ("qwen35moe", {"experts": (4, 1, 64)}, "needs shape.recurrent"),
+        ("nemotron_h_moe", {"experts": (4, 1, 64), "recurrent": RECURRENT, "full_every": 2}, "needs shape.pattern"),
+        ("qwen3", {"experts": (4, 1, 64)}, "has no shape.experts"),
+        ("llama", {"sliding_window": 512, "full_every": 2}, "has no shape.sliding_window"),
+        ("qwen3moe", {"experts": (4, 1, 64), "latent": LATENT}, "has no shape.latent"),
+        ("llama", {"recurrent": RECURRENT, "full_every": 2}, "has no shape.recurrent"),
+        ("qwen35moe", {"experts": (4, 1, 64), "recurrent": RECURRENT, "pattern": "M*"}, "has no shape.pattern"),
+        ("qwen4", {}, "architecture"),
+    ],
+)
+def test_an_architecture_and_its_parts_belong_together(architecture: str, shape: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         make_model(architecture, **shape)
+
+
+def test_a_llama_may_have_experts_and_is_then_mixtral() -> None:
+    assert make_model("llama", experts=(8, 2, 64)).shape.experts
+    assert registry.load_model("mixtral-8x7b").architecture == "llama"
+
+
+@pytest.mark.parametrize(
+    ("shape", "kinds"),
+    [
+        ({}, "full full full full"),
+        ({"sliding_window": 8, "full_every": 2}, "window full window full"),
+        ({"sliding_window": 8, "full_every": 6}, "window window window window"),
+        ({"sliding_window": 8, "full_every": 1}, "full full full full"),
+        ({"recurrent": RECURRENT, "full_every": 4}, "recurrent recurrent recurrent full"),
+        ({"recurrent": RECURRENT, "pattern": "ME*E"}, "recurrent none full none"),
+        ({"latent": LATENT}, "latent latent latent latent"),
+    ],
+)
+def test_what_each_layer_keeps_follows_from_few_words(shape: dict[str, Any], kinds: str) -> None:
+    assert " ".join(Shape(**(SHAPE | {"n_layer": 4} | shape)).layer_kinds) == kinds
+
+
+@pytest.mark.parametrize(
+    ("model_id", "counts"),
+    [
+        ("gemma-3-27b", {"full": 10, "window": 52}),
+        ("llama-4-scout", {"full": 12, "window": 36}),
+        ("gpt-oss-120b", {"full": 18, "window": 18}),
+        ("qwen3.6-35b-a3b", {"full": 10, "recurrent": 30}),
+        ("qwen3.5-122b-a10b", {"full": 12, "recurrent": 36}),
+        ("nemotron-3-nano", {"full": 6, "recurrent": 23, "none": 23}),
+        ("nemotron-3-super", {"full": 8, "recurrent": 40, "none": 40}),
+        ("deepseek-v3", {"latent": 61}),
+        ("glm-4.5-air", {"full": 46}),  # the 47th only drafts
+    ],
+)
+def test_the_layers_of_a_model_are_as_its_makers_say(model_id: str, counts: dict[str, int]) -> None:
+    kinds = registry.load_model(model_id).shape.layer_kinds
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == counts
 
 
 def test_a_value_cannot_be_changed_after_it_was_checked() -> None:

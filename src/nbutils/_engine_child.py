@@ -25,6 +25,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from nbutils import _allocations
 from nbutils._ggml import TYPES, Ggml, Product
 from nbutils.errors import EngineError
 
@@ -46,7 +47,15 @@ def main() -> int:
 
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    operations: dict[str, Callable[..., Any]] = {"describe": _describe, "inspect": _inspect, "probe": _probe, "measure": _measure}
+    operations: dict[str, Callable[..., Any]] = {
+        "describe": _describe,
+        "inspect": _inspect,
+        "probe": _probe,
+        "reading": _reading,
+        "measure": _measure,
+        "buffers": _allocations.buffers,
+        "quantised": _allocations.quantised,
+    }
     try:
         emit("result", value=operations[request.pop("op")](emit, **request))
     except EngineError as error:
@@ -212,6 +221,11 @@ def _probe(emit: Event, seconds: float, n_threads: int, use_gpu: bool) -> dict[s
     yardsticks = rulers.yardsticks("probe", seconds, copy=True)
     kernels = [k for tensor_type in ("F16", "Q8_0", "Q4_K") for k in rulers.kernels("probe", tensor_type, seconds, placements=("cache", "memory"))]
     return {"yardsticks": yardsticks, "kernels": kernels, "matrix": rulers.matrix_rates(seconds)}
+
+
+def _reading(emit: Event, seconds: float, n_threads: int) -> dict[str, Any]:
+    """Read bandwidth alone, where this build would keep weights."""
+    return {"yardsticks": _Rulers(emit, n_threads=n_threads, use_gpu=True).yardsticks("probe", seconds)}
 
 
 class _Rulers:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -74,6 +75,8 @@ def build_book(options: Options, console: Console) -> Result:
         local_pages, result.records = _this_machine(options, root, out, ledger, stage)
     with stage("device pages") as say:
         _device_pages(root, ledger, say)
+    with stage("the proof") as say:
+        _proof_page(root, ledger, say)
     with stage("book") as say:
         _jupyter_book(root, out, local_pages, ledger, say)
     return result
@@ -246,6 +249,12 @@ def _reads_for_pages(root: Path) -> str:
     return sweep.digest([root / "src" / "nbutils", paths.data_dir()])
 
 
+def _reads(root: Path, *data: str) -> str:
+    """The code and these parts of the data: what a page of one thing reads, so that a change elsewhere leaves it alone."""
+    code = sweep.digest([root / "src" / "nbutils"])
+    return "|".join([code, *(sweep.digest([paths.data_dir() / name]) for name in data)])
+
+
 def _run(cell: sweep.Cell, ledger: sweep.Ledger, say: Callable[[str], None]) -> Path:
     if not ledger.is_done(cell.output, cell.key):
         say(cell.title)
@@ -255,20 +264,44 @@ def _run(cell: sweep.Cell, ledger: sweep.Ledger, say: Callable[[str], None]) -> 
 
 
 def _device_pages(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
-    folder, reads = root / "book" / "devices", _reads_for_pages(root)
+    folder = root / "book" / "devices"
     wanted = registry.device_ids()
     for stale in folder.glob("*.ipynb"):
         if stale.stem not in wanted:
             stale.unlink()
-    for device_id in wanted:
-        cell = sweep.Cell(
+    common = _reads(root, "models", "buffers", "formats.yaml", "runtimes.yaml")
+    cells = [
+        sweep.Cell(
             notebook=root / "notebooks" / "device.ipynb",
             output=folder / f"{device_id}.ipynb",
             parameters={"device": device_id},
             title=registry.load_device(device_id).name,
-            reads=reads,
+            reads=f"{common}|{_reads(root, f'devices/{device_id}.yaml')}",
         )
-        _run(cell, ledger, say)
+        for device_id in wanted
+    ]
+    waiting = [cell for cell in cells if not ledger.is_done(cell.output, cell.key)]
+    # Pages compute and measure nothing, so they may share the machine. Each runs in a kernel of its own.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        runs = {pool.submit(sweep.run_cell, cell): cell for cell in waiting}
+        try:
+            for number, run in enumerate(as_completed(runs), start=1):
+                run.result()
+                ledger.put(runs[run].output, runs[run].key)
+                say(f"{number} of {len(waiting)}, {runs[run].title}")
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _proof_page(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
+    """Our bytes beside llama.cpp's for every model: run again when either changes."""
+    cell = sweep.Cell(
+        notebook=root / "notebooks" / "proof.ipynb",
+        output=root / "book" / "proof" / "proof.ipynb",
+        parameters={"models": "all"},
+        reads=f"{_reads(root, 'models', 'formats.yaml')}|{engine.build()}",
+    )
+    _run(cell, ledger, say)
 
 
 def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
@@ -337,7 +370,7 @@ def _toc(root: Path, out: Path, local_pages: list[Path]) -> Path:
 
 def clean(root: Path) -> list[Path]:
     """Remove what builds made inside the checkout; records and stand-ins lie elsewhere and stay."""
-    made = [root / "_build", root / "book" / "devices", root / "book" / "here"]
+    made = [root / "_build", *(root / "book" / name for name in ("devices", "here", "proof"))]
     gone = [p for p in made if p.exists()]
     for path in gone:
         shutil.rmtree(path)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import nbutils
-from nbutils import build, frames, gguf_files, notebook, paths, records, registry, sweep
+from nbutils import build, cli_limits, frames, gguf_files, notebook, paths, records, registry, sweep
 from nbutils.errors import NbutilsError, UsageError, did_you_mean
+from nbutils.printing import AsJson, cell, err, frame_table, out, print_json, rows_of
 
 __all__ = ["main"]
 
@@ -29,12 +27,7 @@ app = typer.Typer(
 )
 records_app = typer.Typer(no_args_is_help=True, help="What was measured: list, show, check and submit records.")
 app.add_typer(records_app, name="records")
-out, err = Console(), Console(stderr=True)
-if not out.is_terminal:
-    out.width = 120  # a log has no width of its own; 80 columns would fold every table
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+cli_limits.register(app)
 Cpu = Annotated[bool, typer.Option("--cpu", help="Measure the processor even where there is a GPU.")]
 Threads = Annotated[int, typer.Option(min=0, max=1024, help="Processor threads; 0 means one per physical core.")]
 Size = Annotated[str, typer.Option(help="Size of the stand-in models: small, base or wide; by default it suits the machine.")]
@@ -95,8 +88,8 @@ def book(
     options = build.Options(suite=suite, size=_size(size, small), cpu=cpu, n_threads=threads, published=published)
     result = build.build_book(options, err if as_json else out)
     if as_json:
-        measured = _rows(frames.measured_frame(result.records)) if result.records else []
-        _print_json({"book": str(result.index), "stages_s": result.stages_s, "measured": measured})
+        measured = rows_of(frames.measured_frame(result.records)) if result.records else []
+        print_json({"book": str(result.index), "stages_s": result.stages_s, "measured": measured})
         return
     if result.records:
         out.print(_summary(result.records))
@@ -113,15 +106,8 @@ def _summary(found: list[Any]) -> Table:
         justify: Literal["left", "right"] = "right" if name in frames.SUMMARY_FORMATS else "left"
         table.add_column(heading, justify=justify, no_wrap=name in ("model", "format", "wall", "backend"))
     for row in frames.summary_frame(measured).to_dict("records"):
-        table.add_row(*(_cell(row[name], frames.SUMMARY_FORMATS.get(name, "{}")) for name in headings))
+        table.add_row(*(cell(row[name], frames.SUMMARY_FORMATS.get(name, "{}")) for name in headings))
     return table
-
-
-def _cell(value: Any, pattern: str) -> str:
-    from rich.markup import escape
-
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "–" if missing else escape(pattern.format(value))
 
 
 def _size(size: str, small: bool) -> str:
@@ -142,7 +128,7 @@ def stand_ins(size: Size = "", small: Small = False, as_json: AsJson = False) ->
         made = build.make_stand_ins(_size(size, small) or "base", status.update)
     rows = [{"name": s.name, "format": s.format, "bytes": p.stat().st_size, "sha256": gguf_files.sha256(p), "path": str(p)} for s, p in made]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         out.print(f"{row['bytes']:>13,} bytes  {row['name']} {row['format']:<6}  {row['path']}", highlight=False, soft_wrap=True, markup=False)
@@ -181,7 +167,7 @@ def measure_command(
         record = measure.measure(found, plan, n_threads=threads, cpu=cpu, progress=status.update)
     path = records.write(record)
     if as_json:
-        _print_json({"record": str(path), "points": _rows(frames.measured_frame([record]))})
+        print_json({"record": str(path), "points": rows_of(frames.measured_frame([record]))})
         return
     out.print(_summary([record]))
     out.print(f"record: {path}", highlight=False, soft_wrap=True, markup=False)
@@ -205,39 +191,13 @@ def probe_command(
     rates = frames.yardstick_frame(speed["yardsticks"])
     kernels = frames.kernel_frame([*speed["kernels"], *speed["matrix"]])
     if as_json:
-        _print_json({"machine": machine.model_dump(mode="json"), "bandwidth": _rows(rates), "kernels": _rows(kernels)})
+        print_json({"machine": machine.model_dump(mode="json"), "bandwidth": rows_of(rates), "kernels": rows_of(kernels)})
         return
-    out.print(_table("This machine", frames.machine_frame(machine, description), {"property": "{}", "value": "{}"}))
+    out.print(frame_table("This machine", frames.machine_frame(machine, description), {"property": "{}", "value": "{}"}))
     rates = rates.assign(best=rates["best"] / 1e9, median=rates["median"] / 1e9)
-    out.print(_table("Bandwidth (GB/s)", rates, {"kind": "{}", "method": "{}", "best": "{:.1f}", "median": "{:.1f}"}))
+    out.print(frame_table("Bandwidth (GB/s)", rates, {"kind": "{}", "method": "{}", "best": "{:.1f}", "median": "{:.1f}"}))
     kernels = kernels.assign(**{"GB/s": kernels["bytes_per_s"] / 1e9, "GFLOP/s": kernels["flop_per_s"] / 1e9})
-    out.print(_table("Kernels", kernels, {"type": "{}", "placement": "{}", "n_batch": "{}", "GB/s": "{:.1f}", "GFLOP/s": "{:,.0f}"}))
-
-
-@app.command("fit")
-def fit_command(
-    device: Annotated[str, typer.Argument(help="A device id: a file stem in data/devices.")],
-    model: Annotated[str, typer.Argument(help="A model id: a file stem in data/models.")],
-    format_id: Annotated[str, typer.Option("--format", help="A format of data/formats.yaml.")] = "Q4_K_M",
-    configuration: Annotated[str, typer.Option(help="One of the device's configurations; by default the largest.")] = "",
-    n_ctx: Annotated[int, typer.Option("--ctx", min=1, max=100_000_000, help="Tokens of context to make room for.")] = 8192,
-    as_json: AsJson = False,
-) -> None:
-    """Will it fit, and how fast could it be. Example: nbutils fit dgx-spark llama-3.3-70b"""
-    from nbutils import fit, limits
-
-    machine, shape = registry.load_device(device), registry.load_model(model)
-    fmt = registry.load_format_of(shape, format_id)
-    config = registry.load_configuration(machine, configuration)
-    budget = fit.memory_budget(shape, fmt, n_ctx=n_ctx, usable_bytes=config.usable_bytes)
-    if as_json:
-        ceiling = limits.decode_ceiling_tok_per_s(config.bandwidth_bytes_per_s, limits.decode_step_bytes(shape, fmt))
-        fields = {"device": device, "configuration": config.id, "model": model, "format": fmt.id, "n_ctx": n_ctx, "verdict": budget.verdict}
-        parts = {row["part"].replace(",", "").replace(" ", "_"): row["bytes"] for row in _rows(frames.budget_frame(budget))}
-        _print_json({**fields, "budget_bytes": parts, "usable_bytes": budget.usable_bytes, "decode_ceiling_tok_per_s": ceiling})
-        return
-    for line in [*frames.explain_fit(shape, fmt, config, n_ctx=n_ctx), *frames.explain_decode(shape, fmt, config, depth=0)]:
-        out.print(line, highlight=False, markup=False)
+    out.print(frame_table("Kernels", kernels, {"type": "{}", "placement": "{}", "n_batch": "{}", "GB/s": "{:.1f}", "GFLOP/s": "{:,.0f}"}))
 
 
 @app.command()
@@ -314,7 +274,7 @@ def records_list(as_json: AsJson = False) -> None:
             continue
         rows.append({"file": str(path), "suite": record.suite.id, "model": record.model.name, "format": record.model.gguf_type})
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         out.print(f"{row['suite']:<6} {row['model']} {row['format']}  {row['file']}", highlight=False, soft_wrap=True, markup=False)
@@ -327,7 +287,7 @@ def records_show(files: Annotated[list[Path], typer.Argument(help="Record files.
     """Show what records say: rates, ceilings, shares."""
     found = [records.read(path) for path in files]
     if as_json:
-        _print_json(_rows(frames.measured_frame(found)))
+        print_json(rows_of(frames.measured_frame(found)))
         return
     out.print(_summary(found))
 
@@ -354,25 +314,3 @@ def records_submit(files: Annotated[list[Path], typer.Argument(help="Record file
 def _checked(path: Path) -> None:
     if problems := frames.check_against_ceiling(records.read(path)):
         raise NbutilsError(f"{path.name}: {problems[0]}")
-
-
-# ── printing ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _rows(frame: Any) -> list[dict[str, Any]]:
-    """A frame as JSON-able rows; unknown is null."""
-    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", date_format="iso"))
-    return rows
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
-
-
-def _table(title: str, frame: Any, columns: dict[str, str]) -> Table:
-    table = Table(title=title)
-    for name, pattern in columns.items():
-        table.add_column(name, justify="left" if pattern == "{}" else "right")
-    for row in frame.to_dict("records"):
-        table.add_row(*(_cell(row[name], pattern) for name, pattern in columns.items()))
-    return table

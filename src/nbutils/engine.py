@@ -15,13 +15,25 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 from nbutils.errors import EngineError, MissingExtra, UsageError
 
-__all__ = ["describe", "inspect_file", "measure_file", "probe_speed", "require_engine"]
+__all__ = [
+    "backend_name",
+    "build",
+    "describe",
+    "has_engine",
+    "inspect_file",
+    "measure_file",
+    "planned_buffers",
+    "probe_speed",
+    "quantised_types",
+    "require_engine",
+]
 
 Progress = Callable[[str], None]
 
@@ -36,6 +48,21 @@ def require_engine() -> None:
         raise MissingExtra(f"measuring needs {', '.join(missing)}: pip install -e '.[engine]' (README says which build for which GPU)")
 
 
+def has_engine() -> bool:
+    """Whether llama.cpp can be asked on this machine."""
+    return all(find_spec(name) is not None for name in ("llama_cpp", "gguf"))
+
+
+def build() -> str:
+    """The binding's name and version, which name the llama.cpp inside. Read without loading it."""
+    return f"llama-cpp-python {version('llama-cpp-python')}"
+
+
+def backend_name() -> str:
+    """The backend that this build of llama.cpp would use: ``cpu``, ``cuda``, ``metal`` and so on."""
+    return str(describe()["device"]["name"]).rstrip("0123456789").lower()
+
+
 def describe() -> dict[str, Any]:
     """Binding, build flags, and the device this build would use: ``{binding, system_info, gpu_offload, device}``."""
     return _call("describe")
@@ -46,9 +73,28 @@ def inspect_file(path: Path) -> dict[str, Any]:
     return _call("inspect", path=str(_existing(path)))
 
 
+def planned_buffers(path: Path, asked: list[dict[str, Any]], *, backend: str = "cpu", progress: Progress | None = None) -> dict[str, Any]:
+    """What llama.cpp would allocate for a file, whose weights may be a hole: ``{weight_bytes, n_parameters, answers}``.
+
+    ``asked`` are contexts ``{n_ctx, kv_type, n_ubatch, n_seq}``; an answer has bytes by kind, or ``refused`` with the reason.
+    ``backend`` is ``cpu``, or anything else for whatever device the build would use.
+    """
+    return _call("buffers", progress, path=str(_existing(path)), backend=backend, asked=asked)
+
+
+def quantised_types(path: Path, file_type: str) -> dict[str, Any]:
+    """The quantiser's dry run on a file: ``{types, shapes}`` by tensor name. Nothing is written."""
+    return _call("quantised", path=str(_existing(path)), file_type=file_type)
+
+
 def probe_speed(*, seconds: float, n_threads: int, use_gpu: bool, progress: Progress | None = None) -> dict[str, Any]:
     """Bandwidth by two methods and kernel rates, ``seconds`` for each."""
     return _call("probe", progress, seconds=seconds, n_threads=n_threads, use_gpu=use_gpu)
+
+
+def time_reading(*, seconds: float, n_threads: int, progress: Progress | None = None) -> dict[str, Any]:
+    """Read bandwidth by two methods, ``seconds`` for each, on the device the build would use."""
+    return _call("reading", progress, seconds=seconds, n_threads=n_threads)
 
 
 def measure_file(

@@ -5,16 +5,21 @@ A record holds samples and settings; the registry holds figures. Rates, shares a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from nbutils import fit, limits, registry
 from nbutils.errors import DataError
-from nbutils.specs import Backend, Configuration, Device, Figure, Format, KernelRate, Machine, Model, Point, Record, Yardstick
-from nbutils.tensors import bytes_read_per_token, weight_bytes_read
+from nbutils.explain import Line, layer_words
+from nbutils.oracle import Comparison
+from nbutils.places import Place, place
+from nbutils.specs import Backend, Block, Configuration, Device, Figure, KernelRate, Machine, Model, Point, Price, Record, Yardstick
+from nbutils.tensors import Variant, bytes_read_per_token, variant
 
 __all__ = [
     "CACHEABLE_BYTES",
@@ -23,31 +28,47 @@ __all__ = [
     "DEVICE_HEADINGS",
     "NOISY_RATIO",
     "OVERHEAD_SHARE",
+    "PROOF_FORMATS",
+    "PROOF_HEADINGS",
     "SUMMARY_FORMATS",
     "SUMMARY_HEADINGS",
     "YARDSTICK_SLACK",
     "bandwidth_bytes_per_s",
+    "batch_frame",
     "budget_frame",
+    "budget_of",
+    "cache_kinds_frame",
     "ceiling_lines",
     "ceiling_matrix",
     "check_against_ceiling",
     "decode_rows",
+    "depth_frame",
     "device_frame",
-    "explain_decode",
     "explain_device",
-    "explain_fit",
+    "explain_table",
     "figure_frame",
     "file_table",
+    "fit_grid",
+    "fit_row",
+    "kept_compute",
     "kernel_frame",
+    "largest_context",
+    "limits_row",
     "machine_frame",
     "measured_frame",
     "noise_line",
+    "proof_frame",
+    "proof_lines",
     "roofline_frame",
+    "rooms_frame",
+    "short_name",
     "spread_of_yardsticks",
     "step_bytes",
     "summary_frame",
     "summary_headings",
     "summary_table",
+    "usd_per_million",
+    "usual_format",
     "wall",
     "wall_sentence",
     "wall_table",
@@ -233,78 +254,289 @@ def check_against_ceiling(record: Record) -> list[str]:
 # ── what is possible ──────────────────────────────────────────────────────────────────────────────
 
 
-def device_frame(device: Device, configuration: Configuration, models: Iterable[Model], *, n_ctx: int, n_prompt: int = 2048) -> pd.DataFrame:
-    """One row per model and format: fit at ``n_ctx`` and the two ceilings at depth 0.
+def fit_row(
+    variant: Variant,
+    place: Place,
+    *,
+    n_ctx: int,
+    kv_type: str,
+    batch_size: int = 1,
+    compute: fit.ComputeBuffer | None = None,
+    largest: int | None,
+) -> dict[str, Any]:
+    """One verdict as plain values, bytes as integers: what ``nbutils fit --json`` prints."""
+    cache = registry.load_cache_type(variant.engine, kv_type)
+    budget = budget_of(variant, place, n_ctx=n_ctx, cache=cache, batch_size=batch_size, compute=compute)
+    return {
+        "model": variant.name,
+        "device": place.device_id,
+        "configuration": place.configuration,
+        "memory_gb": place.memory_gb,
+        "format": variant.format,
+        "engine": variant.engine,
+        "n_ctx": n_ctx,
+        "kv_type": kv_type,
+        "batch": batch_size,
+        "weight_bytes": budget.weight_bytes,
+        "kv_cache_bytes": budget.kv_cache_bytes,
+        "recurrent_state_bytes": budget.recurrent_state_bytes,
+        "compute_buffer_bytes": budget.compute.n_bytes,
+        "compute_buffer_basis": budget.compute.basis,
+        "output_buffer_bytes": budget.output_buffer_bytes,
+        "overhead_bytes": budget.overhead_bytes,
+        "total_bytes": budget.total_bytes,
+        "memory_bytes": place.room.memory_bytes,
+        "unusable_bytes": place.room.unusable_bytes,
+        "system_bytes": place.room.system_bytes,
+        "available_bytes": budget.available_bytes,
+        "headroom_bytes": budget.headroom_bytes,
+        "verdict": budget.verdict,
+        "max_ctx": largest,
+        "n_ctx_train": variant.shape.n_ctx_train,
+        "caveat": variant.caveat,
+    }
+
+
+def budget_of(
+    variant: Variant,
+    place: Place,
+    *,
+    n_ctx: int,
+    cache: Block = limits.F16_CACHE,
+    batch_size: int = 1,
+    compute: fit.ComputeBuffer | None = None,
+) -> fit.MemoryBudget:
+    """The budget in a place. Without ``compute`` its upper bound is used."""
+    return fit.memory_budget(
+        variant,
+        n_ctx=n_ctx,
+        available_bytes=place.room.available_bytes,
+        cache=cache,
+        batch_size=batch_size,
+        compute=compute,
+        overhead_bytes=place.room.overhead_bytes,
+    )
+
+
+def limits_row(
+    variant: Variant,
+    place: Place,
+    *,
+    bandwidth_bytes_per_s: float,
+    depth: int = 0,
+    batch_size: int = 1,
+    kv_type: str = "f16",
+    n_prompt: int = 2048,
+    rent_usd_per_hour: float | None = None,
+) -> dict[str, Any]:
+    """Both ceilings as plain values: what ``nbutils limits --json`` prints. Unknown is ``None``."""
+    cache = registry.load_cache_type(variant.engine, kv_type)
+    peak, peak_source = place.peak(variant.arithmetic)
+    limit = limits.decode_limit(
+        variant, bandwidth_bytes_per_s=bandwidth_bytes_per_s, peak_flop_per_s=peak, depth=depth, batch_size=batch_size, cache=cache
+    )
+    flop = limits.prefill_flop(variant, n_tokens=n_prompt, depth=depth)
+    rate = limit.ceiling_tok_per_s
+    return {
+        "model": variant.name,
+        "device": place.device_id,
+        "configuration": place.configuration,
+        "memory_gb": place.memory_gb,
+        "format": variant.format,
+        "depth": depth,
+        "batch": batch_size,
+        "kv_type": kv_type,
+        "bytes_per_token": limit.bytes_per_token,
+        "flop_per_token": limit.flop / batch_size,
+        "bandwidth_bytes_per_s": bandwidth_bytes_per_s,
+        "peak_flop_per_s": peak,
+        "peak": peak_source,
+        "decode_ceiling_tok_per_s": rate,
+        "n_prompt": n_prompt,
+        "prefill_ceiling_tok_per_s": limits.prefill_ceiling_tok_per_s(peak, flop, n_tokens=n_prompt),
+        "ridge_point_flop_per_byte": limits.ridge_point(peak, bandwidth_bytes_per_s),
+        "intensity_flop_per_byte": limits.arithmetic_intensity(limit.flop, limit.step_bytes),
+        "binding": limit.binding,
+        "compute_bound_batch": limits.compute_bound_batch(
+            variant, bandwidth_bytes_per_s=bandwidth_bytes_per_s, peak_flop_per_s=peak, depth=depth, cache=cache
+        ),
+        "energy_j_per_token": None if place.power_w is None else limits.energy_j_per_token(place.power_w, rate),
+        "usd_per_million_tokens": usd_per_million(place, tok_per_s=rate),
+        "rent_usd_per_million_tokens": rent_usd_per_hour and limits.usd_per_million_tokens(tok_per_s=rate, usd_per_hour=rent_usd_per_hour),
+        "training_ceiling_tok_per_s": _training(variant, place),
+    }
+
+
+def _training(variant: Variant, place: Place) -> dict[str, float]:
+    """Most tokens per second that the FP16 or BF16 peak allows by method, adapters taken as infinitely small; empty where no peak is known."""
+    peak, _ = place.peak(("fp16", "bf16"))
+    methods: tuple[Literal["full", "lora", "qlora"], ...] = ("full", "lora", "qlora")
+    return {} if peak is None else {m: peak / limits.training_flop_per_token(variant, method=m) for m in methods}
+
+
+#: How an own machine is written off where nothing else is said, and what its electricity costs.
+YEARS, USD_PER_KWH = 3.0, 0.15
+
+
+def usd_per_million(place: Place, *, tok_per_s: float, years: float = YEARS, usd_per_kwh: float = USD_PER_KWH) -> float | None:
+    """Price of a million tokens from an own machine that never rests; ``None`` where its price or power is unknown."""
+    if place.price_usd is None or place.power_w is None:
+        return None
+    hour = limits.hourly_price_usd(price_usd=place.price_usd, years=years, power_w=place.power_w, usd_per_kwh=usd_per_kwh)
+    return limits.usd_per_million_tokens(tok_per_s=tok_per_s, usd_per_hour=hour)
+
+
+def device_frame(place: Place, models: Iterable[Model], *, n_ctx: int, n_prompt: int = 2048) -> pd.DataFrame:
+    """One row per model and format that is made for the place: fit at ``n_ctx`` and the two ceilings at depth 0.
 
     The prefill ceiling uses the best dense peak that kernels for the format may reach: quantised weights may be
-    multiplied in INT8.
+    multiplied in INT8. Compute buffers are those that ``data`` keeps, or upper bounds.
     """
     rows = []
     for model in models:
         for format_id in model.formats:
             fmt = registry.load_format(format_id)
-            budget = fit.memory_budget(model, fmt, n_ctx=n_ctx, usable_bytes=configuration.usable_bytes)
-            flop = limits.prefill_flop(model, n_tokens=n_prompt)
-            peak = device.peak(*fmt.arithmetic)
+            stored = variant(model, fmt)
+            if not place.runs(stored.engine):
+                continue
+            kept = kept_compute(model, n_ctx) if stored.engine == "llama.cpp" else None
+            budget = budget_of(stored, place, n_ctx=n_ctx, compute=kept)
+            assert place.bandwidth_bytes_per_s is not None
+            bounds = limits_row(stored, place, bandwidth_bytes_per_s=place.bandwidth_bytes_per_s, n_prompt=n_prompt)
+            peak = place.peak(fmt.arithmetic)[1]
             rows.append(
                 {
                     "model": model.name,
                     "kind": "MoE" if model.shape.experts else "dense",
                     "format": format_id,
+                    "usual": format_id == usual_format(model),
                     "weight_bytes": budget.weight_bytes,
                     "weight_gb": budget.weight_bytes / 1e9,
                     "total_bytes": budget.total_bytes,
                     "verdict": budget.verdict,
                     "verdict_words": budget.verdict.replace("_", " "),
                     "headroom_bytes": budget.headroom_bytes,
-                    "largest_context": fit.largest_context(model, fmt, usable_bytes=configuration.usable_bytes),
-                    "decode_ceiling_tok_per_s": limits.decode_ceiling_tok_per_s(
-                        configuration.bandwidth_bytes_per_s, limits.decode_step_bytes(model, fmt)
-                    ),
-                    "prefill_in": peak.dtype.upper() if peak else None,
-                    "prefill_ceiling_tok_per_s": limits.prefill_ceiling_tok_per_s(peak.base("compute") if peak else None, flop, n_tokens=n_prompt),
+                    "largest_context": largest_context(stored, place, model=model),
+                    "decode_ceiling_tok_per_s": bounds["decode_ceiling_tok_per_s"],
+                    "prefill_in": peak.split(",", maxsplit=1)[0] or None,
+                    "prefill_ceiling_tok_per_s": bounds["prefill_ceiling_tok_per_s"],
                 }
             )
     return pd.DataFrame(rows)
 
 
+def kept_compute(model: Model, n_ctx: int, kv_type: str = "f16") -> fit.ComputeBuffer | None:
+    """What ``data`` keeps of llama.cpp's answers; ``None`` where it keeps nothing for this context."""
+    kept = registry.kept_compute_buffer(model.id, n_ctx, kv_type)
+    return None if kept is None else fit.ComputeBuffer(kept, "kept")
+
+
+def largest_context(stored: Variant, place: Place, *, model: Model | None = None, kv_type: str = "f16", batch_size: int = 1) -> int | None:
+    """The largest context that surely fits, without asking llama.cpp: by the upper bound, or a kept answer above that."""
+    cache = registry.load_cache_type(stored.engine, kv_type)
+
+    def budget_at(n_ctx: int, compute: fit.ComputeBuffer | None = None) -> fit.MemoryBudget:
+        return budget_of(stored, place, n_ctx=n_ctx, cache=cache, batch_size=batch_size, compute=compute)
+
+    kept = registry.kept_compute_buffers(model.id, kv_type) if model is not None and batch_size == 1 and stored.engine == "llama.cpp" else ()
+    return fit.largest_context(stored.shape.n_ctx_train, budget_at, kept)
+
+
+def fit_grid(places: Sequence[Place], variants: Sequence[Variant], contexts: Sequence[int], *, kv_type: str = "f16") -> pd.DataFrame:
+    """Verdicts of every variant at every context in every place: one row each, computed as columns.
+
+    Columns: ``device, configuration, model, format, n_ctx, total_bytes, available_bytes, headroom_bytes, verdict``.
+    """
+    needs = []
+    for stored in variants:
+        names = registry.CACHE_TYPES[stored.engine]
+        cache = registry.load_cache_type(stored.engine, kv_type if kv_type in names else "f16")
+        for n_ctx in contexts:
+            kept = registry.kept_compute_buffer(stored.name, n_ctx, kv_type) if stored.engine == "llama.cpp" else None
+            compute = None if kept is None else fit.ComputeBuffer(kept, "kept")
+            budget = fit.memory_budget(stored, n_ctx=n_ctx, available_bytes=0, cache=cache, compute=compute)
+            needs.append((stored.name, stored.format, n_ctx, budget.total_bytes))
+    rooms = [(p.device_id, p.configuration, p.room.overhead_bytes, p.room.available_bytes) for p in places]
+    need = pd.DataFrame(needs, columns=["model", "format", "n_ctx", "total_bytes"])
+    found = pd.DataFrame(rooms, columns=["device", "configuration", "overhead_bytes", "available_bytes"]).merge(need, how="cross")
+    found["total_bytes"] += found.pop("overhead_bytes")
+    found["headroom_bytes"] = found["available_bytes"] - found["total_bytes"]
+    tight = found["headroom_bytes"] < fit.TIGHT_MARGIN * found["available_bytes"]
+    found["verdict"] = np.where(found["headroom_bytes"] < 0, "does_not_fit", np.where(tight, "tight", "fits"))
+    return found
+
+
+def proof_frame(comparisons: Iterable[Comparison]) -> pd.DataFrame:
+    """One row per model: what its layers keep, how many figures were compared, and the largest difference of each kind in bytes."""
+    frame = pd.DataFrame(
+        {"model": c.model, "what": "weights" if c.what == "weights" else "memory", "differs_by": c.differs_by, "raw": abs(c.ours - c.llama_cpp)}
+        for c in comparisons
+    )
+    rows = []
+    for model_id, part in frame.groupby("model", sort=False):
+        model = registry.load_model(str(model_id))
+        worst = part.groupby("what")[["differs_by", "raw"]].max()
+        rows.append(
+            {
+                "model": model.name,
+                "architecture": model.architecture,
+                "layers": layer_words(variant(model, registry.load_format("F16")), brief=True),
+                "compared": len(part),
+                "weights": int(worst.loc["weights", "raw"]),
+                "memory": int(worst.loc["memory", "differs_by"]),
+                "rounding": int(worst.loc["memory", "raw"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+#: Columns of ``proof_frame`` and what a reader sees above them.
+PROOF_HEADINGS = {
+    "model": "model",
+    "architecture": "architecture",
+    "layers": "what its layers keep",
+    "compared": "figures compared",
+    "weights": "weights differ by (bytes)",
+    "memory": "memory differs by (bytes)",
+    "rounding": "before rounding (bytes)",
+}
+PROOF_FORMATS = dict.fromkeys(("compared", "weights", "memory", "rounding"), "{:,}")
+
+
+def proof_lines(comparisons: Iterable[Comparison]) -> str:
+    """Every figure compared, as plain text: ours, llama.cpp's, and what no rounding explains."""
+    rows = [
+        {
+            "model": c.model,
+            "what": f"{c.what}, {c.under}" + ("" if c.n_ctx is None else f", {c.n_ctx:,} tokens"),
+            "ours (bytes)": f"{c.ours:,}",
+            "llama.cpp (bytes)": f"{c.llama_cpp:,}",
+            "differ by (bytes)": f"{c.differs_by:,}",
+        }
+        for c in comparisons
+    ]
+    return str(pd.DataFrame(rows).to_string(index=False))
+
+
 def budget_frame(budget: fit.MemoryBudget) -> pd.DataFrame:
     """The budget by line, in bytes; the last row is what is left."""
+    basis = {"asked": "asked", "kept": "asked", "upper_bound": "at most"}[budget.compute.basis]
     lines = {
         "weights": budget.weight_bytes,
         "KV cache": budget.kv_cache_bytes,
-        "compute buffer, estimated": budget.compute_buffer_bytes,
+        "recurrent state": budget.recurrent_state_bytes,
+        f"compute buffer, {basis}": budget.compute.n_bytes,
+        "output buffer": budget.output_buffer_bytes,
+        "runtime": budget.overhead_bytes,
         "headroom": budget.headroom_bytes,
     }
     return pd.DataFrame({"part": list(lines), "bytes": list(lines.values())})
 
 
-def explain_fit(model: Model, fmt: Format, configuration: Configuration, *, n_ctx: int) -> list[str]:
-    """The arithmetic of the verdict, a line a step."""
-    budget = fit.memory_budget(model, fmt, n_ctx=n_ctx, usable_bytes=configuration.usable_bytes)
-    full, windowed = limits.kv_layers(model.shape)
-    layers = f"{full} layers" + (f" and {windowed} with a window of {model.shape.sliding_window}" if windowed else "")
-    return [
-        f"weights         {budget.weight_bytes:>18,} bytes, {fmt.id}, summed over every tensor",
-        f"KV cache        {budget.kv_cache_bytes:>18,} bytes, {n_ctx:,} tokens in F16, {layers}",
-        f"compute buffer  {budget.compute_buffer_bytes:>18,} bytes, an estimate",
-        f"total           {budget.total_bytes:>18,} bytes",
-        f"usable          {budget.usable_bytes:>18,} bytes, {configuration.id}",
-        f"headroom        {budget.headroom_bytes:>18,} bytes: {budget.verdict}",
-    ]
-
-
-def explain_decode(model: Model, fmt: Format, configuration: Configuration, *, depth: int) -> list[str]:
-    """The arithmetic of the decode ceiling, a line a step."""
-    weights = weight_bytes_read(model, fmt)
-    kv = limits.kv_bytes_read(model.shape, depth)
-    ceiling = limits.decode_ceiling_tok_per_s(configuration.bandwidth_bytes_per_s, weights + kv)
-    return [
-        f"weights read    {weights:>18,} bytes per token",
-        f"K and V read    {kv:>18,} bytes per token at depth {depth:,}",
-        f"bandwidth       {configuration.bandwidth_bytes_per_s:>18,.0f} bytes/s, nominal",
-        f"decode ceiling  {ceiling:>18.2f} tok/s",
-    ]
+def explain_table(lines: Sequence[Line]) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """The lines of an explanation as what ``plots.table`` takes."""
+    rows = [{"what": x.what.strip(), "value": x.shown, "unit": x.unit, "how": x.how, "source": x.source} for x in lines]
+    return pd.DataFrame(rows), {"what": "", "value": "value", "unit": "unit", "how": "how", "source": "source"}, {"value": "{}"}
 
 
 def decode_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -464,11 +696,21 @@ def figure_frame(device: Device) -> pd.DataFrame:
                 }
             )
 
-    for c in device.configurations:
-        add(f"memory, {c.id}", c.memory)
-        add(f"usable, {c.id}", c.usable)
-        add(f"bandwidth, {c.id}", c.bandwidth)
-        add(f"price, {c.id}" + (f", asked {c.price.asked}" if c.price else ""), c.price)
+    def add_shared(name: str, figures: Iterable[tuple[str, Figure | None]]) -> None:
+        """A figure that several configurations share stands once, with all their names."""
+        shared: dict[Figure, list[str]] = {}
+        for configuration_id, figure in figures:
+            if figure is not None:
+                shared.setdefault(figure, []).append(configuration_id)
+        for figure, ids in shared.items():
+            asked = f", asked {figure.asked}" if isinstance(figure, Price) else ""
+            add(f"{name}, {', '.join(ids)}{asked}", figure)
+
+    configurations = device.configurations
+    add_shared("memory", [(c.id, c.memory) for c in configurations])
+    add_shared("usable", [(c.id, c.usable) for c in configurations])
+    add_shared("bandwidth", [(c.id, c.bandwidth) for c in configurations])
+    add_shared("price", [(c.id, c.price) for c in configurations])
     for peak in device.peaks:
         accumulate = "accumulator not stated" if peak.accumulate == "unstated" else f"accumulated in {peak.accumulate.upper()}"
         add(f"{peak.dtype.upper()} {peak.basis}, {accumulate}", peak)
@@ -499,29 +741,99 @@ def machine_frame(machine: Machine, description: dict[str, Any] | None = None, b
     return pd.DataFrame(rows, columns=["property", "value"])
 
 
-def ceiling_matrix(devices: Sequence[Device], models: Sequence[Model], *, n_ctx: int) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
-    """Decode ceilings of every model, in the first K-quant or native format it has, on every device's largest configuration.
+def short_name(device: Device) -> str:
+    """A name for a narrow column: no maker, and of what stands in parentheses only the cores of the GPU."""
+    plain, _, inner = device.name.partition(" (")
+    cores = re.search(r"(\d+)-core GPU", inner)
+    plain = re.sub(r"^(NVIDIA|AMD|Apple|Intel|Microsoft|Qualcomm) (GeForce )?", "", plain).replace(",", "")
+    return plain + (f" {cores[1]}c" if cores else "")
 
-    Returns what ``plots.table`` takes: the frame, its headings, its number formats. ``None`` where it does not fit.
+
+def ceiling_matrix(
+    devices: Sequence[Device], models: Sequence[Model], *, n_ctx: int
+) -> tuple[pd.DataFrame, dict[str, str], dict[str, str], dict[str, str]]:
+    """Decode ceilings of every model, in the format most people run, on every device's largest configuration.
+
+    Returns what ``plots.table`` takes: the frame, its headings, its number formats, its links. Fastest memory first; ``None`` where it does not fit.
     """
+    stored = {m.id: (m, variant(m, registry.load_format(usual_format(m)))) for m in models}
     rows = []
     for device in devices:
-        configuration = device.configuration()
+        here = place(device, device.configuration())
+        assert here.bandwidth_bytes_per_s is not None
         row: dict[str, Any] = {
-            "device": device.name.split(",")[0].split(" (")[0],
-            "memory": configuration.memory_bytes / 2**30,
-            "bandwidth": configuration.bandwidth_bytes_per_s / 1e9,
+            "device": short_name(device),
+            "page": f"devices/{device.id}.html",
+            "memory": here.memory_gb,
+            "bandwidth": here.bandwidth_bytes_per_s / 1e9,
         }
-        for model in models:
-            found = device_frame(device, configuration, [model], n_ctx=n_ctx)
-            chosen = found[found["format"] == _usual_format(model)].iloc[0]
-            row[model.id] = None if chosen["verdict"] == "does_not_fit" else chosen["decode_ceiling_tok_per_s"]
+        for model, v in stored.values():
+            fits = budget_of(v, here, n_ctx=n_ctx, compute=kept_compute(model, n_ctx)).headroom_bytes >= 0
+            row[model.id] = limits.decode_ceiling_tok_per_s(here.bandwidth_bytes_per_s, limits.decode_step_bytes(v)) if fits else None
         rows.append(row)
-    headings = {"device": "device", "memory": "GiB", "bandwidth": "GB/s"} | {m.id: f"{m.name} {_usual_format(m)} (tok/s)" for m in models}
-    return pd.DataFrame(rows), headings, {"memory": "{:,.0f}", "bandwidth": "{:,.0f}"} | {m.id: "{:,.1f}" for m in models}
+    headings = {"device": "device", "memory": "GB", "bandwidth": "GB/s"} | {m.id: f"{m.name} {usual_format(m)} (tok/s)" for m in models}
+    formats = {"memory": "{:,.0f}", "bandwidth": "{:,.0f}"} | {m.id: "{:,.1f}" for m in models}
+    frame = pd.DataFrame(rows).sort_values(["bandwidth", "device"], ascending=[False, True], ignore_index=True)
+    return frame, headings, formats, {"device": "page"}
 
 
-def _usual_format(model: Model) -> str:
+def cache_kinds_frame(models: Sequence[Model], *, n_ctx: int) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """What caches really take beside what they would if every layer kept everything of every token; for ``plots.table``."""
+    rows = []
+    for model in models:
+        stored = variant(model, registry.load_format(usual_format(model)))
+        shape = model.shape
+        kept = fit.kv_cache_bytes(stored, n_ctx) + limits.recurrent_state_bytes(shape)
+        heads = shape.n_head * (shape.latent.head_dim_nope + shape.latent.n_rot + shape.latent.head_dim_v) if shape.latent else 0
+        row = 2 * heads if heads else limits.kv_row_bytes(shape)
+        plain = shape.n_layer * row * n_ctx
+        rows.append(
+            {"model": model.name, "layers": layer_words(stored, brief=True), "plain": plain / 1e9, "kept": kept / 1e9, "factor": plain / kept}
+        )
+    headings = {"model": "model", "layers": "what its layers keep", "plain": "if all kept everything (GB)", "kept": "kept (GB)", "factor": "factor"}
+    return pd.DataFrame(rows), headings, {"plain": "{:,.2f}", "kept": "{:,.2f}", "factor": "{:,.1f}"}
+
+
+def rooms_frame(places: Sequence[Place]) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """What machines of one size on the box let a model use; for ``plots.table``."""
+    rows = []
+    for here in places:
+        room = here.room
+        parts = {"memory": room.memory_bytes, "unusable": room.unusable_bytes, "system": room.system_bytes, "overhead": room.overhead_bytes}
+        name = short_name(here.device) if here.device else here.device_id
+        left = room.available_bytes - room.overhead_bytes
+        rows.append({"device": name, **{k: v / 1e9 for k, v in parts.items()}, "left": left / 1e9, "share": left / room.memory_bytes})
+    headings = {"device": "device", "memory": "built in (GB)", "unusable": "out of reach (GB)", "system": "system keeps (GB)"}
+    headings |= {"overhead": "runtime (GB)", "left": "left for a model (GB)", "share": "share"}
+    return pd.DataFrame(rows), headings, {**dict.fromkeys(("memory", "unusable", "system", "overhead", "left"), "{:,.1f}"), "share": "{:.0%}"}
+
+
+def depth_frame(stored: Sequence[Variant], here: Place, depths: Sequence[int]) -> pd.DataFrame:
+    """Decode ceilings over the depth of the context, one row per variant and depth: ``name, depth, ceiling, gb``."""
+    bandwidth = here.bandwidth_bytes_per_s
+    assert bandwidth is not None
+    rows = []
+    for v in stored:
+        for depth in depths:
+            step = limits.decode_step_bytes(v, depth=depth)
+            rows.append({"name": v.name, "depth": depth, "ceiling": limits.decode_ceiling_tok_per_s(bandwidth, step), "gb": step / 1e9})
+    return pd.DataFrame(rows)
+
+
+def batch_frame(stored: Sequence[Variant], here: Place, batches: Sequence[int], *, depth: int) -> pd.DataFrame:
+    """Decode ceilings over the batch, one row per variant and batch: ``name, batch, total, each, binding``."""
+    assert here.bandwidth_bytes_per_s is not None
+    rows = []
+    for v in stored:
+        peak, _ = here.peak(v.arithmetic)
+        for n in batches:
+            limit = limits.decode_limit(v, bandwidth_bytes_per_s=here.bandwidth_bytes_per_s, peak_flop_per_s=peak, depth=depth, batch_size=n)
+            total = limit.ceiling_tok_per_s
+            rows.append({"name": v.name, "batch": n, "total": total, "each": total / n, "binding": limit.binding})
+    return pd.DataFrame(rows)
+
+
+def usual_format(model: Model) -> str:
     """The format most people run: Q4_K_M where there is one."""
     return "Q4_K_M" if "Q4_K_M" in model.formats else model.formats[0]
 

@@ -1,8 +1,11 @@
-"""GGUF files: stand-in models out.
+"""GGUF files: stand-in models and hollow ones out.
 
 A stand-in is a real architecture with random weights. For llama.cpp it is a model like any other: per token it goes
 through as many bytes and as many operations as with trained weights of that shape. Its text is noise. It exists so that a machine can be
 measured where no weights can be downloaded.
+
+A hollow file has the header of a real model and a hole where its weights would be. It takes some kB on disk, and llama.cpp says
+of it how much memory the model would take.
 """
 
 from __future__ import annotations
@@ -28,7 +31,20 @@ from nbutils.errors import DataError, MissingExtra, UnknownId, did_you_mean
 from nbutils.specs import Experts, Format, Model, Shape, Source
 from nbutils.tensors import Tensor, tensor_type, tensors, weight_bytes, weight_bytes_read
 
-__all__ = ["FORMATS", "SEED", "SIZES", "StandIn", "choose_size", "make", "make_all", "parse_stand_in", "sha256", "stand_in_model", "stand_in_path"]
+__all__ = [
+    "FORMATS",
+    "SEED",
+    "SIZES",
+    "StandIn",
+    "choose_size",
+    "make",
+    "make_all",
+    "parse_stand_in",
+    "sha256",
+    "stand_in_model",
+    "stand_in_path",
+    "write_hollow",
+]
 
 FORMATS = ("F16", "Q8_0", "Q4_K_M")
 SEED = 20261120
@@ -195,28 +211,128 @@ def _recipe_digest() -> str:
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _write(path: Path, model: Model, stand_in: StandIn, fmt: Format, progress: Callable[[int], None]) -> str:
+def write_hollow(path: Path, model: Model, fmt: Format) -> None:
+    """Write the header of ``model`` in ``fmt`` and a hole of the right length. The vocabulary has a size and no words."""
+    gguf = _gguf()
+    writer = gguf.GGUFWriter(path, model.architecture)
+    writer.add_name(model.name)
+    _add_sizes(writer, model)
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_vocab_size(model.shape.n_vocab)
+    n_data = 0
+    for tensor in tensors(model):
+        n_bytes = _add_tensor(writer, tensor, tensor_type(tensor, model, fmt), fmt)
+        n_data += n_bytes + -n_bytes % gguf.GGUF_DEFAULT_ALIGNMENT
+    _write_header(writer)
+    size = path.stat().st_size
+    os.truncate(path, size + -size % gguf.GGUF_DEFAULT_ALIGNMENT + n_data)
+
+
+def _gguf() -> Any:
     try:
         import gguf
     except ImportError:
-        raise MissingExtra("stand-in models need the package gguf: pip install -e '.[engine]'") from None
-    writer = gguf.GGUFWriter(path, model.architecture)
-    _add_header(writer, model, fmt)
-    listed = [(t, tensor_type(t, model, fmt)) for t in tensors(model)]
-    for tensor, type_name in listed:
-        kind = gguf.GGMLQuantizationType[type_name]
-        block = fmt.block(type_name)
-        writer.add_tensor_info(
-            tensor.name,
-            tuple(reversed(tensor.shape)),
-            np.dtype(np.float32),
-            tensor.n_elements // block.elements * block.bytes,
-            raw_dtype=kind,
-        )
+        raise MissingExtra("writing model files needs the package gguf: pip install -e '.[engine]'") from None
+    return gguf
+
+
+def _add_tensor(writer: Any, tensor: Tensor, type_name: str, fmt: Format) -> int:
+    block = fmt.block(type_name)
+    n_bytes = tensor.n_elements // block.elements * block.bytes
+    kind = _gguf().GGMLQuantizationType[type_name]
+    writer.add_tensor_info(tensor.name, tuple(reversed(tensor.shape)), np.dtype(np.float32), n_bytes, raw_dtype=kind)
+    return n_bytes
+
+
+def _write_header(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
+
+
+def _add_sizes(writer: Any, model: Model) -> None:
+    """The keys that llama.cpp needs to know the architecture's sizes (``load_arch_hparams`` of ``src/models/*.cpp``)."""
+    s, arch = model.shape, model.architecture
+    writer.add_block_count(s.n_layer + s.n_layer_mtp)
+    writer.add_context_length(s.n_ctx_train)
+    writer.add_embedding_length(s.n_embd)
+    writer.add_head_count(s.n_head)
+    writer.add_head_count_kv([s.n_head_kv if k == "full" else 0 for k in s.layer_kinds] if s.pattern else s.n_head_kv)
+    writer.add_key_length(s.head_dim)
+    writer.add_value_length(s.latent.kv_lora_rank if s.latent else s.head_dim_v or s.head_dim)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    if s.n_rot or s.rope_freqs or arch == "llama":
+        writer.add_rope_dimension_count(s.n_rot or (2 * s.rope_freqs) or s.head_dim)
+    if s.n_layer_mtp:
+        writer.add_nextn_predict_layers(s.n_layer_mtp)
+    if s.sliding_window:
+        writer.add_sliding_window(s.sliding_window)
+    if s.latent:
+        writer.add_q_lora_rank(s.latent.q_lora_rank)
+        writer.add_kv_lora_rank(s.latent.kv_lora_rank)
+        writer.add_key_length_mla(s.latent.head_dim_nope + s.latent.n_rot)
+        writer.add_value_length_mla(s.latent.head_dim_v)
+        writer.add_rope_dimension_count(s.latent.n_rot)
+    if s.recurrent:
+        _add_recurrent(writer, s)
+    _add_feed_forward(writer, s, arch)
+
+
+def _add_recurrent(writer: Any, s: Shape) -> None:
+    assert s.recurrent is not None
+    writer.add_ssm_conv_kernel(s.recurrent.conv_kernel)
+    writer.add_ssm_inner_size(s.recurrent.inner_size)
+    writer.add_ssm_state_size(s.recurrent.state_size)
+    writer.add_ssm_time_step_rank(s.recurrent.time_step_rank)
+    writer.add_ssm_group_count(s.recurrent.group_count)
+    if s.full_every:
+        writer.add_full_attention_interval(s.full_every)
+        writer.add_rope_dimension_sections([11, 11, 10, 0])
+    else:
+        writer.add_layer_norm_eps(1e-5)
+
+
+def _add_feed_forward(writer: Any, s: Shape, arch: str) -> None:
+    e = s.experts
+    if e is None:
+        writer.add_feed_forward_length(s.n_ff)
+        return
+    if s.pattern:
+        writer.add_feed_forward_length([e.n_ff_expert if k == "none" else 0 for k in s.layer_kinds])
+    else:  # where all layers have experts the key must exist, and for Mixtral it is their width
+        writer.add_feed_forward_length(s.n_ff or e.n_ff_expert)
+    writer.add_expert_count(e.n_expert)
+    writer.add_expert_used_count(e.n_expert_used)
+    if arch != "llama":
+        writer.add_expert_feed_forward_length(e.n_ff_expert)
+    if e.n_ff_shared:
+        writer.add_expert_shared_feed_forward_length(e.n_ff_shared)
+        writer.add_expert_shared_count(max(1, e.n_ff_shared // e.n_ff_expert))
+    if e.n_layer_dense:
+        writer.add_leading_dense_block_count(e.n_layer_dense)
+    if e.n_embd_latent:
+        writer.add_moe_latent_size(e.n_embd_latent)
+    if arch == "llama4":
+        writer.add_interleave_moe_layer_step(1)
+    if arch in ("deepseek2", "glm4moe", "nemotron_h_moe"):
+        writer.add_expert_weights_scale(1.0)
+        writer.add_expert_weights_norm(True)
+        writer.add_expert_gating_func(_gguf().ExpertGatingFuncType.SIGMOID)
+    if arch in ("deepseek2", "nemotron_h_moe"):
+        writer.add_expert_group_count(1)
+        writer.add_expert_group_used_count(1)
+
+
+def _write(path: Path, model: Model, stand_in: StandIn, fmt: Format, progress: Callable[[int], None]) -> str:
+    gguf = _gguf()
+    writer = gguf.GGUFWriter(path, model.architecture)
+    _add_header(writer, model, fmt)
+    listed = [(t, tensor_type(t, model, fmt)) for t in tensors(model)]
+    for tensor, type_name in listed:
+        _add_tensor(writer, tensor, type_name, fmt)
+    _write_header(writer)
     with path.open("r+b") as file:
         digest = hashlib.file_digest(file, "sha256")
         _put(file, digest, b"\0" * (-file.tell() % gguf.GGUF_DEFAULT_ALIGNMENT))

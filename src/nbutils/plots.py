@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import html
 import itertools
+import re
 from collections.abc import Callable, Mapping
 
 import matplotlib.pyplot as plt
@@ -20,7 +21,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
-__all__ = ["budget_bar", "decode_against_bytes", "device_ceilings", "new_axes", "rates_by_wall", "roofline", "table", "text", "yardsticks"]
+__all__ = [
+    "budget_bar",
+    "decode_against_bytes",
+    "device_ceilings",
+    "new_axes",
+    "over_batch",
+    "over_depth",
+    "rates_by_wall",
+    "roofline",
+    "table",
+    "text",
+    "yardsticks",
+]
 
 _VERDICT_MARKS = {"fits": "o", "tight": "D", "does_not_fit": "X"}
 VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
@@ -51,7 +64,8 @@ def table(
     for name, address in (links or {}).items():
         cells = [_link(text, url) for text, url in zip(frame[name], frame[address], strict=True)]
         style = style.format(_in_turn(cells), subset=[columns[name]])
-    numeric = [heading for heading in shown.columns if pd.api.types.is_numeric_dtype(shown[heading])]
+    given = {columns[name] for name in formats or {}}
+    numeric = [heading for heading in shown.columns if heading in given or pd.api.types.is_numeric_dtype(shown[heading])]
     return style.set_properties(subset=numeric, **{"text-align": "right"})
 
 
@@ -61,8 +75,10 @@ def text(words: str) -> HTML:
 
 
 def _link(text: str, url: str) -> str:
-    """An anchor for an http address, plain text for anything else."""
+    """An anchor for an http address or a page of the book, plain text for anything else."""
     escaped = html.escape(str(text))
+    if re.fullmatch(r"\w[\w./\-]*\.html", str(url)):
+        return f'<a class="reference internal" href="{url}">{escaped}</a>'
     if not str(url).startswith(("https://", "http://")):
         return escaped
     return f'<a class="reference external" href="{html.escape(str(url))}">{escaped}</a>'
@@ -172,17 +188,50 @@ def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     return ax
 
 
-def budget_bar(frame: pd.DataFrame, usable_bytes: int, *, ax: Axes) -> Axes:
+def budget_bar(frame: pd.DataFrame, available_bytes: int, *, ax: Axes) -> Axes:
     """A memory budget as one stacked bar against what a program may use, which is a line."""
     left = 0.0
-    hatches = ["", "//", "..", "xx"]
-    parts = frame[frame["part"] != "headroom"]
+    hatches = ["", "//", "..", "xx", "--", "\\\\"]
+    parts = frame[(frame["part"] != "headroom") & (frame["bytes"] > 0)]
     for row, colour, hatch in zip(parts.itertuples(), sns.color_palette("colorblind"), hatches, strict=False):
         ax.barh(0, row.bytes / 1e9, left=left, color=colour, hatch=hatch, edgecolor="white", label=f"{row.part}: {row.bytes / 1e9:.2f} GB")
         left += row.bytes / 1e9
-    ax.axvline(usable_bytes / 1e9, color="0.2", linewidth=2, label=f"usable: {usable_bytes / 1e9:.1f} GB")
-    ax.set(xlabel="memory (GB)", yticks=[], xlim=(0, max(left, usable_bytes / 1e9) * 1.06))
+    ax.axvline(available_bytes / 1e9, color="0.2", linewidth=2, label=f"available: {available_bytes / 1e9:.1f} GB")
+    ax.set(xlabel="memory (GB)", yticks=[], xlim=(0, max(left, available_bytes / 1e9) * 1.06))
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=2, frameon=False, fontsize=9)
+    return ax
+
+
+def over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Decode ceilings over the depth of the context, a line per model; where a line bends down, the cache outweighs the weights."""
+    styles = itertools.cycle(["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))])
+    colours = itertools.cycle(sns.color_palette("colorblind"))
+    for (name, part), colour, style in zip(frame.groupby("name", sort=False), colours, styles, strict=False):
+        ax.plot(part["depth"], part["ceiling"], color=colour, linestyle=style, label=name)
+    ax.set(xscale="log", yscale="log", xlabel="depth (tokens of context)", ylabel="decode ceiling (tok/s)")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
+    _plain_log_ticks(ax, "x")
+    _plain_log_ticks(ax, "y")
+    return ax
+
+
+def over_batch(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Decode ceilings over the batch, all sequences together: solid where bandwidth binds, dotted where arithmetic does."""
+    for (name, part), colour, marker in zip(
+        frame.groupby("name", sort=False), itertools.cycle(sns.color_palette("colorblind")), itertools.cycle("os^Dv"), strict=False
+    ):
+        ax.plot(part["batch"], part["total"], color=colour, linewidth=1, alpha=0.4)
+        bound = part[part["binding"] == "bandwidth"]
+        other = part[part["binding"] == "compute"]
+        ax.plot(bound["batch"], bound["total"], marker, color=colour, markersize=6, label=f"{name}: bandwidth binds")
+        if len(other):
+            ax.plot(other["batch"], other["total"], marker, color=colour, markersize=6, markerfacecolor="white", label=f"{name}: arithmetic binds")
+    ax.set(xscale="log", yscale="log", xlabel="batch (sequences)", ylabel="decode ceiling, all sequences (tok/s)")
+    ax.set_xticks(sorted(frame["batch"].unique()))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
+    _plain_log_ticks(ax, "y")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     return ax
 
 

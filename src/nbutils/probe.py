@@ -10,6 +10,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ from nbutils import engine, registry
 from nbutils.errors import MissingExtra
 from nbutils.specs import Device, Gpu, KernelRate, Machine, Yardstick
 
-__all__ = ["gpu_states", "identify", "machine", "n_threads_default", "speed"]
+__all__ = ["bandwidth", "gpu_states", "identify", "machine", "n_threads_default", "speed"]
 
 #: How far a reported memory size may lie under the nominal one: firmware and kernel keep some of it.
 _MEMORY_TOLERANCE = 0.12
@@ -66,15 +67,16 @@ def identify(cpu: str, gpus: tuple[Gpu, ...], system_memory_bytes: int) -> tuple
 
     Names are compared whole; of several configurations the one is taken whose memory is nearest, within 12 %.
     """
+    found: list[tuple[int, str, str]] = []
     for device_id in registry.device_ids():
         device = registry.load_device(device_id)
         named = [gpu for gpu in gpus if gpu.name in device.nvml_names]
         if named or cpu in device.chip_names:
             own = named[0].memory_bytes if named and device.memory_kind == "discrete" else None
-            found = _nearest_configuration(device, own or system_memory_bytes)
-            if found:
-                return device_id, found
-    return "unlisted", ""
+            if configuration := _nearest_configuration(device, own or system_memory_bytes):
+                found.append((len(device.configurations), device_id, configuration))
+    # Two entries may share a chip: the one with fewer configurations is the more special.
+    return min(found)[1:] if found else ("unlisted", "")
 
 
 def _nearest_configuration(device: Device, memory_bytes: int) -> str:
@@ -90,6 +92,14 @@ def speed(*, seconds: float, n_threads: int, use_gpu: bool, progress: engine.Pro
         "kernels": [KernelRate.model_validate(k) for k in found["kernels"]],
         "matrix": [KernelRate.model_validate(k) for k in found["matrix"]],
     }
+
+
+def bandwidth(*, seconds: float, progress: engine.Progress | None = None) -> float:
+    """Read bandwidth in bytes/s of the memory llama.cpp would use here: the better of two methods, medians of ``seconds`` each."""
+    found = engine.time_reading(seconds=seconds, n_threads=n_threads_default(), progress=progress)
+    reads = [Yardstick.model_validate(y) for y in found["yardsticks"] if y["kind"] == "read"]
+    where = "gpu" if any(y.where == "gpu" for y in reads) else "cpu"
+    return max(y.n_bytes / median(y.samples_s) for y in reads if y.where == where)
 
 
 # ── graphics cards, through NVML ──────────────────────────────────────────────────────────────────

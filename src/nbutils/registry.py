@@ -5,6 +5,7 @@ Every mistake in a file is one line: the file, the field, what is wrong and what
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +16,16 @@ from pydantic import BaseModel, ValidationError
 
 from nbutils import paths
 from nbutils.errors import DataError, UnknownId, did_you_mean
-from nbutils.specs import Configuration, Device, Format, Model, NamedRun, Source, Suite
+from nbutils.specs import Block, BufferAnswers, Configuration, Device, Format, Model, NamedRun, Runtimes, Source, Suite
 
 __all__ = [
+    "CACHE_TYPES",
     "check_data",
     "device_ids",
+    "kept_compute_buffer",
+    "kept_compute_buffers",
+    "load_answers",
+    "load_cache_type",
     "load_configuration",
     "load_device",
     "load_format",
@@ -27,16 +33,18 @@ __all__ = [
     "load_formats",
     "load_model",
     "load_run",
+    "load_runtimes",
     "load_suite",
     "model_ids",
     "run_ids",
     "suite_ids",
+    "write_answers",
 ]
 
 _T = TypeVar("_T", bound=BaseModel)
 
 
-class _NoRepeats(yaml.SafeLoader):
+class _NoRepeats(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the parser in C is ten times as fast
     """YAML keeps the last of two equal keys in silence; a registry must not."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -156,6 +164,53 @@ def load_model(model_id: str) -> Model:
     return _load(Model, "models", model_id, "model")
 
 
+def load_answers(model_id: str) -> BufferAnswers | None:
+    """What llama.cpp said of a model's compute buffers; ``None`` where nobody asked."""
+    path = paths.data_dir() / "buffers" / f"{model_id}.yaml"
+    return _load_file(BufferAnswers, path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+def write_answers(answers: BufferAnswers) -> Path:
+    """Keep llama.cpp's answers in ``data/buffers``; the file appears by rename."""
+    path = paths.data_dir() / "buffers" / f"{answers.id}.yaml"
+    fields = answers.model_dump(mode="json")
+    table = fields.pop("compute_bytes")
+    lines = ["# Written by 'nbutils buffers': compute buffers in bytes that llama.cpp named, as pairs of context and bytes."]
+    lines += [f"{name}: {json.dumps(value)}" for name, value in fields.items()]
+    lines.append("compute_bytes:")
+    for kv_type, pairs in table.items():
+        lines += [f"  {kv_type}:", *(f"    - [{n_ctx}, {n_bytes}]" for n_ctx, n_bytes in pairs)]
+    paths.write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def kept_compute_buffers(model_id: str, kv_type: str) -> tuple[tuple[int, int], ...]:
+    """Pairs of context and bytes of the compute buffer, from ``data/buffers``; empty where nobody asked."""
+    found = load_answers(model_id)
+    return () if found is None else found.compute_bytes.get(kv_type, ())
+
+
+def kept_compute_buffer(model_id: str, n_ctx: int, kv_type: str) -> int | None:
+    """Bytes of the compute buffer at exactly this context, padded to 256 as llama.cpp does; ``None`` where nobody asked."""
+    return dict(kept_compute_buffers(model_id, kv_type)).get(-(-n_ctx // 256) * 256)
+
+
+#: Cache types by engine, and the tensor type each is stored in.
+CACHE_TYPES = {
+    "llama.cpp": {"f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"},
+    "vllm": {"f16": "F16", "fp8": "F8_E4M3"},
+    "mlx": {"f16": "F16", "q8": "MLX8", "q4": "MLX4"},
+}
+
+
+def load_cache_type(engine: str, kv_type: str) -> Block:
+    """The blocks of a cache type; ``UnknownId`` names those that the engine has."""
+    types = CACHE_TYPES[engine]
+    if kv_type not in types:
+        raise UnknownId(f"{engine} has no cache type {kv_type!r}; it has {', '.join(types)}")
+    return next(iter(load_formats().values())).block(types[kv_type])
+
+
 def load_suite(suite_id: str) -> Suite:
     return _load(Suite, "suites", suite_id, "suite")
 
@@ -163,6 +218,20 @@ def load_suite(suite_id: str) -> Suite:
 def load_run(run_id: str) -> NamedRun:
     """A named set of committed records: what a published chapter shows."""
     return _load(NamedRun, "runs", run_id, "run")
+
+
+def load_runtimes() -> Runtimes:
+    """What backends and systems take for themselves."""
+    path = paths.data_dir() / "runtimes.yaml"
+    try:
+        return _load_runtimes(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise DataError(f"{_short(path)}: cannot be read: {error.strerror}; restore it") from None
+
+
+@lru_cache(maxsize=8)
+def _load_runtimes(path: Path, _mtime_ns: int) -> Runtimes:
+    return _parse(Runtimes, _read_yaml(path), _short(path))
 
 
 def load_formats() -> dict[str, Format]:
@@ -216,10 +285,20 @@ def load_format_of(model: Model, format_id: str) -> Format:
 def check_data() -> list[str]:
     """Every problem in the registry, one line each; empty when all is well."""
     problems: list[str] = []
-    kinds: list[tuple[type[Any], str]] = [(Device, "devices"), (Model, "models"), (Suite, "suites"), (NamedRun, "runs")]
+    kinds: list[tuple[type[Any], str]] = [
+        (Device, "devices"),
+        (Model, "models"),
+        (BufferAnswers, "buffers"),
+        (Suite, "suites"),
+        (NamedRun, "runs"),
+    ]
     for kind, folder in kinds:
         for path in sorted((paths.data_dir() / folder).glob("*")):
             problems += _problems_in(kind, path)
+    try:
+        load_runtimes()
+    except DataError as error:
+        problems.append(str(error))
     try:
         formats = load_formats()
     except DataError as error:

@@ -7,6 +7,7 @@ Unknown is ``None``, never zero and never infinity. A field that does not exist 
 from __future__ import annotations
 
 from datetime import date, datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -16,8 +17,12 @@ from nbutils.units import UNITS, to_base
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Architecture",
     "Backend",
+    "BackendCost",
+    "BackendName",
     "Block",
+    "BufferAnswers",
     "Configuration",
     "Device",
     "Experts",
@@ -26,19 +31,26 @@ __all__ = [
     "Format",
     "Gpu",
     "KernelRate",
+    "Latent",
+    "LayerKind",
     "Machine",
     "Model",
     "NamedRun",
     "Peak",
     "Point",
+    "Price",
     "Published",
     "Record",
+    "Recurrent",
+    "Runtimes",
     "Settings",
     "Shape",
     "Source",
     "Standing",
     "Suite",
     "SuitePoint",
+    "SystemCost",
+    "SystemName",
     "TensorGroup",
     "Yardstick",
 ]
@@ -68,6 +80,10 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+BackendName = Literal["cpu", "cuda", "metal", "rocm", "sycl", "vulkan"]
+SystemName = Literal["linux", "macos", "windows"]
 
 
 class Source(Frozen):
@@ -122,6 +138,8 @@ class Configuration(Frozen):
     memory: Figure
     bandwidth: Figure
     usable: Figure | None = None
+    #: Whether the running system lives in what is not usable; otherwise it takes its share of what is.
+    usable_leaves_system: bool = False
     price: Price | None = None
 
     @model_validator(mode="after")
@@ -172,6 +190,9 @@ class Device(Frozen):
     nvml_names: tuple[Line, ...] = ()
     chip_names: tuple[Line, ...] = ()
     configurations: Annotated[tuple[Configuration, ...], Field(min_length=1)]
+    #: What llama.cpp runs on there, and the system it is sold or usually run with; see ``data/runtimes.yaml``.
+    backend: BackendName
+    system: SystemName
     peaks: tuple[Peak, ...] = ()
     power: Figure | None = None
     notes: Line = ""
@@ -208,6 +229,12 @@ class Experts(Frozen):
     n_expert: Count
     n_expert_used: Count
     n_ff_expert: Count
+    #: Width of all experts that every token uses, together.
+    n_ff_shared: int = Field(default=0, ge=0)
+    #: Leading layers with a plain feed-forward part of ``n_ff`` instead.
+    n_layer_dense: int = Field(default=0, ge=0)
+    #: Width that experts work at where it is not ``n_embd``: tokens are projected down to it and up again.
+    n_embd_latent: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _used(self) -> Self:
@@ -216,33 +243,85 @@ class Experts(Frozen):
         return self
 
 
+class Latent(Frozen):
+    """Multi-head latent attention: one compressed vector per token and layer is cached for all heads."""
+
+    q_lora_rank: Count
+    kv_lora_rank: Count
+    #: Of one head: the part of keys that is rotated, the part that is not, and the values.
+    n_rot: Count
+    head_dim_nope: Count
+    head_dim_v: Count
+
+
+class Recurrent(Frozen):
+    """Layers that keep a state of fixed size instead of keys and values. Names are llama.cpp's ``ssm.*``."""
+
+    conv_kernel: Count
+    inner_size: Count
+    state_size: Count
+    time_step_rank: Count
+    group_count: Count
+
+
+LayerKind = Literal["full", "window", "latent", "recurrent", "none"]
+
+
 class Shape(Frozen):
     """The sizes that decide bytes and FLOP. Names follow llama.cpp's hparams."""
 
-    n_layer: Count
+    n_layer: Annotated[int, Field(gt=0, le=1000)]
     n_embd: Count
     n_head: Count
     n_head_kv: Count
     head_dim: Count
+    #: Size of a value head where it differs from ``head_dim``, the size of a key head.
+    head_dim_v: int | None = Field(default=None, gt=0)
     n_ff: int = Field(default=0, ge=0)
     n_vocab: Count
     n_ctx_train: Count
     tied_embedding: bool = False
     rope_freqs: int = Field(default=0, ge=0)
+    #: Elements of a head that are rotated, where not all are.
+    n_rot: int | None = Field(default=None, gt=0)
     experts: Experts | None = None
-    #: Tokens a sliding-window layer can see; every ``full_every``-th layer sees everything.
+    #: Tokens a windowed layer can see; every ``full_every``-th layer sees everything.
     sliding_window: int | None = Field(default=None, gt=0)
+    #: A chunked layer sees back to the last multiple of the window only.
+    chunked: bool = False
     full_every: int | None = Field(default=None, gt=0)
+    latent: Latent | None = None
+    recurrent: Recurrent | None = None
+    #: One letter per layer where layers differ in more than their attention: M recurrent, E experts, * attention.
+    pattern: Annotated[str, StringConstraints(pattern=r"^[ME*]*$", max_length=1000)] = ""
+    #: Extra layers that draft tokens; stored in the file, idle without speculative decoding.
+    n_layer_mtp: int = Field(default=0, ge=0, le=100)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.n_head % self.n_head_kv:
             raise ValueError(f"n_head {self.n_head} is no multiple of n_head_kv {self.n_head_kv}")
-        if not self.n_ff and self.experts is None:
+        if not self.n_ff and self.experts is None and self.recurrent is None:
             raise ValueError("neither n_ff nor experts: a layer needs a feed-forward part")
-        if (self.sliding_window is None) != (self.full_every is None):
-            raise ValueError("sliding_window and full_every go together")
+        if self.experts and self.experts.n_layer_dense and not self.n_ff:
+            raise ValueError("experts.n_layer_dense needs n_ff, the width of those layers")
+        if self.pattern and len(self.pattern) != self.n_layer:
+            raise ValueError(f"pattern names {len(self.pattern)} layers, n_layer is {self.n_layer}")
+        mixed = self.sliding_window is not None or (self.recurrent is not None and not self.pattern)
+        if mixed != (self.full_every is not None):
+            raise ValueError("full_every goes with sliding_window or with recurrent layers, and these with it")
         return self
+
+    @cached_property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """What each layer keeps of the context; ``none`` for a layer without attention."""
+        everything: LayerKind = "full" if self.latent is None else "latent"
+        if self.pattern:
+            by_letter: dict[str, LayerKind] = {"M": "recurrent", "E": "none", "*": everything}
+            return tuple(by_letter[letter] for letter in self.pattern)
+        other: LayerKind = "recurrent" if self.recurrent else "window"
+        every = self.full_every or 1
+        return tuple(everything if (i + 1) % every == 0 else other for i in range(self.n_layer))
 
 
 class Published(Frozen):
@@ -255,12 +334,27 @@ class Published(Frozen):
     standing: Standing
 
 
+#: llama.cpp's names. Mistral, Mixtral and CodeLlama are of the architecture llama.
+Architecture = Literal["llama", "llama4", "gemma3", "qwen3", "qwen3moe", "qwen35moe", "gpt-oss", "glm4moe", "deepseek2", "nemotron_h_moe"]
+#: Shape fields that an architecture cannot be without; those of the others must be empty.
+_NEEDS: dict[str, set[str]] = {
+    "llama4": {"experts", "sliding_window"},
+    "gemma3": {"sliding_window"},
+    "qwen3moe": {"experts"},
+    "qwen35moe": {"experts", "recurrent"},
+    "gpt-oss": {"experts", "sliding_window"},
+    "glm4moe": {"experts"},
+    "deepseek2": {"experts", "latent"},
+    "nemotron_h_moe": {"experts", "recurrent", "pattern"},
+}
+
+
 class Model(Frozen):
     """An architecture with its shape."""
 
     id: Id
     name: Name
-    architecture: Literal["llama", "qwen3", "qwen3moe", "gpt-oss"]
+    architecture: Architecture
     shape: Shape
     #: Where the shape comes from, and how far to trust it.
     source: str
@@ -272,10 +366,15 @@ class Model(Frozen):
     sources: dict[str, Source]
 
     @model_validator(mode="after")
-    def _moe_and_sources(self) -> Self:
-        moe = self.architecture in ("qwen3moe", "gpt-oss")
-        if moe != (self.shape.experts is not None):
-            raise ValueError(f"architecture {self.architecture!r} {'needs' if moe else 'has no'} shape.experts")
+    def _kinds_and_sources(self) -> Self:
+        needs = _NEEDS.get(self.architecture, set())
+        may = needs | ({"experts"} if self.architecture == "llama" else set())
+        for field in ("experts", "sliding_window", "latent", "recurrent", "pattern"):
+            has = bool(getattr(self.shape, field))
+            if has and field not in may:
+                raise ValueError(f"architecture {self.architecture!r} has no shape.{field}")
+            if not has and field in needs:
+                raise ValueError(f"architecture {self.architecture!r} needs shape.{field}")
         _check_sources(self, self.sources)
         return self
 
@@ -295,8 +394,9 @@ class Format(Frozen):
 
     id: Annotated[str, StringConstraints(pattern=r"^[A-Z0-9][A-Z0-9_]{1,31}$")]
     name: Line
-    container: Literal["gguf", "safetensors"]
-    rule: Literal["gguf-float", "gguf-plain", "gguf-k-medium", "gguf-mxfp4-moe", "linear-only"]
+    #: Where such weights are stored decides which engine runs them: llama.cpp, vLLM or MLX.
+    container: Literal["gguf", "safetensors", "mlx"]
+    rule: Literal["gguf-float", "gguf-mixture", "gguf-mxfp4-moe", "linear-only", "experts-only", "mlx"]
     base: str
     #: What the rule gives the tensors it singles out (the output head, the more sensitive projections).
     more: str
@@ -306,10 +406,56 @@ class Format(Frozen):
     source: str
     standing: Standing
     notes: Line = ""
-    blocks: dict[str, Block]
+    blocks: dict[str, Block] = Field(repr=False)
 
     def block(self, tensor_type: str) -> Block:
         return self.blocks[tensor_type]
+
+
+class BackendCost(Frozen):
+    """What a backend of llama.cpp takes for itself: its context, its libraries, its pools."""
+
+    name: Name
+    overhead: Figure
+
+
+class SystemCost(Frozen):
+    """What a system keeps of the memory that programs see: the rest of a unified memory, or of a card that also shows a desktop."""
+
+    name: Name
+    unified: Figure
+    discrete: Figure
+
+
+class Runtimes(Frozen):
+    """What runs beside the model and how much memory it takes. A figure with a source each, never hidden in a margin."""
+
+    backends: dict[BackendName, BackendCost]
+    systems: dict[SystemName, SystemCost]
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _sources(self) -> Self:
+        for cost in self.backends.values():
+            cost.overhead.base("memory")
+        for system in self.systems.values():
+            system.unified.base("memory")
+            system.discrete.base("memory")
+        _check_sources(self, self.sources)
+        return self
+
+
+class BufferAnswers(Frozen):
+    """Compute buffers that llama.cpp named for one model, kept so that no page has to ask again."""
+
+    id: Id
+    #: What was asked: the build, its backend, the micro-batch, one sequence, and the header by its digest.
+    build: Line
+    backend: BackendName
+    n_ubatch: Count
+    header_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    #: By cache type: pairs of context and bytes, as exact as llama.cpp prints (0.01 MiB).
+    compute_bytes: dict[Line, tuple[tuple[Count, Count], ...]]
 
 
 class SuitePoint(Frozen):

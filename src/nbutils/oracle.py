@@ -160,7 +160,7 @@ class Comparison:
     """One figure of ours beside llama.cpp's, in bytes."""
 
     model: str
-    #: ``weights`` by file type, ``KV cache`` and ``recurrent state`` and ``output buffer`` by cache type and context.
+    #: ``weights`` by file type; ``KV cache``, ``recurrent state``, ``output buffer`` and the kept ``compute buffer`` by cache type and context.
     what: str
     under: str
     n_ctx: int | None
@@ -223,6 +223,9 @@ def _compare_buffers(plain: Variant, question: dict[str, Any], answer: dict[str,
         ("recurrent state", recurrent_state_bytes(plain.shape), answer["recurrent"], n_lines["recurrent"]),
         ("output buffer", output_buffer_bytes(plain.shape), answer["output"], 1),
     ]
+    kept = registry.kept_compute_buffer(plain.name, n_ctx, kv_type)
+    if kept is not None:  # not our arithmetic, but what our pages show: is it still what llama.cpp says?
+        figures.append(("compute buffer", kept, answer["compute"], 0))
     return [
         Comparison(model=plain.name, what=what, under=kv_type, n_ctx=n_ctx, ours=ours, llama_cpp=theirs, printed_to=n * _PRINTED_TO)
         for what, ours, theirs, n in figures

@@ -368,3 +368,12 @@ def test_llama_cpp_loads_all_six_decodes_finite_logits_and_speaks_ascii(made: di
 def test_the_checksum_beside_a_file_is_the_files(small_file: Path) -> None:
     with small_file.open("rb") as file:
         assert gguf_files.sha256(small_file) == hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_a_disk_without_room_for_a_hole_is_one_line_that_says_where_and_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Any, length: int) -> None:
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(os, "truncate", refuse)
+    with pytest.raises(DataError, match=r"cannot hold a file of 1,342 GB that is nearly all hole: File too large; set TMPDIR"):
+        gguf_files.write_hollow(tmp_path / "deepseek-v3.gguf", registry.load_model("deepseek-v3"), registry.load_format("F16"))

@@ -225,7 +225,7 @@ def write_hollow(path: Path, model: Model, fmt: Format) -> None:
         n_data += n_bytes + -n_bytes % gguf.GGUF_DEFAULT_ALIGNMENT
     _write_header(writer)
     size = path.stat().st_size
-    os.truncate(path, size + -size % gguf.GGUF_DEFAULT_ALIGNMENT + n_data)
+    paths.extend_with_hole(path, size + -size % gguf.GGUF_DEFAULT_ALIGNMENT + n_data)
 
 
 def _gguf() -> Any:

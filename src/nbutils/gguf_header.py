@@ -205,9 +205,8 @@ def save_hollow(source: Path | str, target: Path, *, connect_s: float = 10.0, re
         with ExitStack() as stack:  # undone from the end: the first part, by which the others are found, appears last
             for part, copy in zip(parts, targets, strict=True):
                 temporary = stack.enter_context(paths.atomic_path(copy))
-                with temporary.open("r+b") as file:
-                    file.write(part.raw)
-                    file.truncate(part.size)
+                temporary.write_bytes(part.raw)
+                paths.extend_with_hole(temporary, part.size)
     except (OSError, ValueError, OverflowError) as error:
         raise UsageError(f"{_clean(target)} cannot be written: {_reason(error)}; name another file or another disk") from None
     return header

@@ -15,7 +15,7 @@ import platformdirs
 
 from nbutils.errors import DataError
 
-__all__ = ["atomic_path", "cache_dir", "data_dir", "project_dir", "user_records_dir", "write_text"]
+__all__ = ["atomic_path", "cache_dir", "data_dir", "extend_with_hole", "project_dir", "user_records_dir", "write_text"]
 
 
 def project_dir() -> Path:
@@ -61,6 +61,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def extend_with_hole(path: Path, size: int) -> None:
+    """Make a file ``size`` bytes long without taking room for what is added. Raises ``DataError`` where the disk has no holes.
+
+    On Windows a file must be told that it may have some (``FSCTL_SET_SPARSE``); elsewhere truncating is enough.
+    """
+    try:
+        if os.name == "nt":
+            _allow_holes(path)
+        os.truncate(path, size)
+    except OSError as error:
+        need = f"a file of {size / 1e9:,.0f} GB that is nearly all hole"
+        raise DataError(f"{path.parent} cannot hold {need}: {error.strerror}; set TMPDIR to a folder on another disk") from None
+
+
+def _allow_holes(path: Path) -> None:  # pragma: no cover - Windows only
+    import ctypes
+    import msvcrt
+
+    with path.open("r+b") as file:
+        handle = ctypes.c_void_p(getattr(msvcrt, "get_osfhandle")(file.fileno()))  # noqa: B009 - unknown to type checkers elsewhere
+        returned = ctypes.c_ulong()
+        kernel32 = getattr(ctypes, "windll").kernel32  # noqa: B009
+        if not kernel32.DeviceIoControl(handle, 0x900C4, None, 0, None, 0, ctypes.byref(returned), None):
+            raise OSError(0, "it allows no sparse files")
 
 
 def write_text(path: Path, text: str) -> None:

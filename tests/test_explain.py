@@ -64,7 +64,7 @@ def test_a_fit_ends_in_its_verdict(headroom: int, words: str) -> None:
     assert fit_lines(found, budget, where.room, n_ctx=256, kv_type="f16")[-1] == Line("headroom", headroom, "bytes", words)
 
 
-@pytest.mark.parametrize(("basis", "words"), [("asked", "was asked"), ("kept", "own answer"), ("upper_bound", "an upper bound")])
+@pytest.mark.parametrize(("basis", "words"), [("asked", "was asked"), ("kept", "answer for its CPU backend"), ("upper_bound", "an upper bound")])
 def test_whose_compute_buffer_it_is_stands_beside_it(basis: fit.Basis, words: str) -> None:
     found, where = stored("qwen3-8b", "Q4_K_M"), place_of("rtx-4090")
     budget = frames.budget_of(found, where, n_ctx=256, compute=fit.ComputeBuffer(10**8, basis))

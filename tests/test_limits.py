@@ -24,6 +24,7 @@ from nbutils.limits import (
     kv_bytes_read,
     kv_row_bytes,
     mbu,
+    prefill_bytes,
     prefill_ceiling_tok_per_s,
     prefill_flop,
     recurrent_state_bytes,
@@ -433,3 +434,16 @@ def test_full_training_is_three_times_reading_with_a_head_for_every_token(model_
 
 def test_the_usual_cache_is_two_bytes_a_value() -> None:
     assert (F16_CACHE.elements, F16_CACHE.bytes) == (1, 2)
+
+
+def test_a_prompt_waits_for_its_arithmetic_or_for_its_weights_whichever_takes_longer() -> None:
+    """512 tokens make a mixture of experts read nearly all of its weights: on a B200 that takes longer than the arithmetic."""
+    moe, dense = stored("gpt-oss-120b", "MXFP4_MOE"), stored("llama-3.1-8b", "Q4_K_M")
+    for found in (moe, dense):
+        n_bytes = prefill_bytes(found, n_tokens=512)
+        assert found.step_weight_bytes <= n_bytes <= found.weight_bytes
+        assert prefill_bytes(found, n_tokens=512, depth=1000) == n_bytes + kv_bytes_read(found.shape, 1000)
+    assert prefill_bytes(dense, n_tokens=512) == dense.step_weight_bytes
+    read_s, flop = prefill_bytes(moe, n_tokens=512) / 8e12, prefill_flop(moe, n_tokens=512)
+    assert prefill_ceiling_tok_per_s(9e15, flop, n_tokens=512, read_s=read_s) == pytest.approx(512 / read_s)
+    assert prefill_ceiling_tok_per_s(9e12, flop, n_tokens=512, read_s=read_s) == pytest.approx(512 * 9e12 / flop)

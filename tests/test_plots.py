@@ -113,16 +113,18 @@ def test_a_part_that_a_model_does_not_have_takes_no_place_in_its_bar() -> None:
     assert [t.get_text() for t in legend.get_texts()] == ["available: 45.0 GB", "weights: 40.00 GB"]
 
 
-def test_a_batch_is_marked_by_what_binds() -> None:
-    """Full marks where bandwidth does, hollow ones where arithmetic does: not by colour alone."""
-    frame = frames.batch_frame(two(), here(), [1, 16, 256, 4096], depth=256)
+def test_a_batch_that_does_not_fit_is_a_hollow_mark() -> None:
+    """Not told by colour alone."""
+    frame = frames.batch_frame(two(), here(), [1, 16, 256, 4096], depth=2048)
+    assert set(frame["fits"]) == {True, False}
     ax = plots.over_batch(frame, ax=plots.new_axes())
-    for name, part in frame.groupby("name"):
-        for binding, words, hollow in (("bandwidth", "bandwidth binds", False), ("compute", "arithmetic binds", True)):
-            lines = [line for line in ax.lines if line.get_label() == f"{name}: {words}"]
-            drawn = [float(x) for line in lines for x in line.get_xdata()]
-            assert drawn == list(part[part["binding"] == binding]["batch"])
-            assert all((line.get_markerfacecolor() == "white") == hollow for line in lines)
+    for fits in (True, False):
+        lines = [line for line in ax.lines if line.get_marker() != "None" and (line.get_markerfacecolor() != "white") == fits]
+        drawn = sorted(float(x) for line in lines for x in line.get_xdata())
+        assert drawn == sorted(frame[frame["fits"] == fits]["batch"])
+    legend = ax.get_legend()
+    assert legend is not None
+    assert legend.get_texts()[-1].get_text() == "does not fit"
 
 
 def test_a_budget_over_the_line_is_drawn_over_the_line() -> None:

@@ -31,7 +31,11 @@ _BRIEF_WORDS: dict[LayerKind, str] = {
     "recurrent": "{n} a state",
     "none": "{n} nothing",
 }
-_BASIS_WORDS = {"asked": "llama.cpp was asked", "kept": "llama.cpp's own answer", "upper_bound": "an upper bound; llama.cpp was not asked"}
+_BASIS_WORDS = {
+    "asked": "llama.cpp was asked",
+    "kept": "llama.cpp's answer for its CPU backend",
+    "upper_bound": "an upper bound; llama.cpp was not asked",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +147,13 @@ def limit_lines(
     )
     if n_prompt:
         flop = limits.prefill_flop(variant, n_tokens=n_prompt, depth=depth)
-        rate = limits.prefill_ceiling_tok_per_s(peak_flop_per_s, flop, n_tokens=n_prompt)
+        n_bytes = limits.prefill_bytes(variant, n_tokens=n_prompt, depth=depth, cache=cache)
+        read_s = n_bytes / bandwidth_bytes_per_s
+        rate = limits.prefill_ceiling_tok_per_s(peak_flop_per_s, flop, n_tokens=n_prompt, read_s=read_s)
+        binds = "" if peak_flop_per_s is None else "bandwidth binds" if read_s > flop / peak_flop_per_s else "compute binds"
         lines += [
             Line("prompt", flop, "FLOP", f"{n_prompt:,} tokens, attention included, head for the last one"),
-            Line("prefill ceiling", rate, "tok/s", "peak / FLOP per token"),
+            Line("prompt read", round(n_bytes), "bytes", "every weight that it needs, once"),
+            Line("prefill ceiling", rate, "tok/s", binds),
         ]
     return lines

@@ -41,6 +41,7 @@ __all__ = [
     "ceiling_lines",
     "ceiling_matrix",
     "check_against_ceiling",
+    "configurations_frame",
     "decode_rows",
     "depth_frame",
     "device_frame",
@@ -336,6 +337,7 @@ def limits_row(
         variant, bandwidth_bytes_per_s=bandwidth_bytes_per_s, peak_flop_per_s=peak, depth=depth, batch_size=batch_size, cache=cache
     )
     flop = limits.prefill_flop(variant, n_tokens=n_prompt, depth=depth)
+    read_s = limits.prefill_bytes(variant, n_tokens=n_prompt, depth=depth, cache=cache) / bandwidth_bytes_per_s
     rate = limit.ceiling_tok_per_s
     return {
         "model": variant.name,
@@ -353,7 +355,8 @@ def limits_row(
         "peak": peak_source,
         "decode_ceiling_tok_per_s": rate,
         "n_prompt": n_prompt,
-        "prefill_ceiling_tok_per_s": limits.prefill_ceiling_tok_per_s(peak, flop, n_tokens=n_prompt),
+        "prefill_ceiling_tok_per_s": limits.prefill_ceiling_tok_per_s(peak, flop, n_tokens=n_prompt, read_s=read_s),
+        "prefill_binding": None if peak is None else "bandwidth" if read_s > flop / peak else "compute",
         "ridge_point_flop_per_byte": limits.ridge_point(peak, bandwidth_bytes_per_s),
         "intensity_flop_per_byte": limits.arithmetic_intensity(limit.flop, limit.step_bytes),
         "binding": limit.binding,
@@ -418,7 +421,7 @@ def device_frame(place: Place, models: Iterable[Model], *, n_ctx: int, n_prompt:
                     "headroom_bytes": budget.headroom_bytes,
                     "largest_context": largest_context(stored, place, model=model),
                     "decode_ceiling_tok_per_s": bounds["decode_ceiling_tok_per_s"],
-                    "prefill_in": peak.split(",", maxsplit=1)[0] or None,
+                    "prefill_in": "reading" if bounds["prefill_binding"] == "bandwidth" else peak.split(",", maxsplit=1)[0] or None,
                     "prefill_ceiling_tok_per_s": bounds["prefill_ceiling_tok_per_s"],
                 }
             )
@@ -649,7 +652,7 @@ DEVICE_HEADINGS = {
     "largest_context": "largest context (tokens)",
     "decode_ceiling_tok_per_s": "decode ceiling (tok/s)",
     "prefill_ceiling_tok_per_s": "prefill ceiling (tok/s)",
-    "prefill_in": "computed in",
+    "prefill_in": "bound by",
 }
 DEVICE_FORMATS = {
     "weight_gb": "{:,.2f}",
@@ -754,7 +757,8 @@ def ceiling_matrix(
 ) -> tuple[pd.DataFrame, dict[str, str], dict[str, str], dict[str, str]]:
     """Decode ceilings of every model, in the format most people run, on every device's largest configuration.
 
-    Returns what ``plots.table`` takes: the frame, its headings, its number formats, its links. Fastest memory first; ``None`` where it does not fit.
+    Returns what ``plots.table`` takes: the frame, its headings, its number formats, its links. Fastest memory first. ``None`` where it
+    does not fit, a star where it is tight, a dagger where no source says how much of the memory a program may use.
     """
     stored = {m.id: (m, variant(m, registry.load_format(usual_format(m)))) for m in models}
     rows = []
@@ -762,17 +766,19 @@ def ceiling_matrix(
         here = place(device, device.configuration())
         assert here.bandwidth_bytes_per_s is not None
         row: dict[str, Any] = {
-            "device": short_name(device),
+            "device": short_name(device) + ("" if device.configuration().usable else "†"),
             "page": f"devices/{device.id}.html",
             "memory": here.memory_gb,
             "bandwidth": here.bandwidth_bytes_per_s / 1e9,
         }
         for model, v in stored.values():
-            fits = budget_of(v, here, n_ctx=n_ctx, compute=kept_compute(model, n_ctx)).headroom_bytes >= 0
-            row[model.id] = limits.decode_ceiling_tok_per_s(here.bandwidth_bytes_per_s, limits.decode_step_bytes(v)) if fits else None
+            verdict = budget_of(v, here, n_ctx=n_ctx, compute=kept_compute(model, n_ctx)).verdict
+            ceiling = limits.decode_ceiling_tok_per_s(here.bandwidth_bytes_per_s, limits.decode_step_bytes(v))
+            shown = f"{ceiling:,.0f}" if ceiling >= 100 else f"{ceiling:,.1f}"
+            row[model.id] = None if verdict == "does_not_fit" else shown + ("*" if verdict == "tight" else "")
         rows.append(row)
     headings = {"device": "device", "memory": "GB", "bandwidth": "GB/s"} | {m.id: f"{m.name} {usual_format(m)} (tok/s)" for m in models}
-    formats = {"memory": "{:,.0f}", "bandwidth": "{:,.0f}"} | {m.id: "{:,.1f}" for m in models}
+    formats = {"memory": "{:,.0f}", "bandwidth": "{:,.0f}"} | {m.id: "{}" for m in models}
     frame = pd.DataFrame(rows).sort_values(["bandwidth", "device"], ascending=[False, True], ignore_index=True)
     return frame, headings, formats, {"device": "page"}
 
@@ -799,29 +805,50 @@ def rooms_frame(places: Sequence[Place]) -> tuple[pd.DataFrame, dict[str, str], 
     rows = []
     for here in places:
         room = here.room
+        known = here.device is None or here.device.configuration(here.configuration).usable is not None
         parts = {"memory": room.memory_bytes, "unusable": room.unusable_bytes, "system": room.system_bytes, "overhead": room.overhead_bytes}
         name = short_name(here.device) if here.device else here.device_id
         left = room.available_bytes - room.overhead_bytes
-        rows.append({"device": name, **{k: v / 1e9 for k, v in parts.items()}, "left": left / 1e9, "share": left / room.memory_bytes})
+        rows.append(
+            {
+                "device": name,
+                **{k: v / 1e9 for k, v in parts.items()},
+                **({} if known else {"unusable": None}),
+                "left": left / 1e9,
+                "share": left / room.memory_bytes,
+            }
+        )
     headings = {"device": "device", "memory": "built in (GB)", "unusable": "out of reach (GB)", "system": "system keeps (GB)"}
     headings |= {"overhead": "runtime (GB)", "left": "left for a model (GB)", "share": "share"}
     return pd.DataFrame(rows), headings, {**dict.fromkeys(("memory", "unusable", "system", "overhead", "left"), "{:,.1f}"), "share": "{:.0%}"}
 
 
 def depth_frame(stored: Sequence[Variant], here: Place, depths: Sequence[int]) -> pd.DataFrame:
-    """Decode ceilings over the depth of the context, one row per variant and depth: ``name, depth, ceiling, gb``."""
+    """Decode ceilings over the depth of the context, one row per variant and depth: ``name, label, depth, ceiling, gb``.
+
+    A line ends where the model's training did.
+    """
     bandwidth = here.bandwidth_bytes_per_s
     assert bandwidth is not None
     rows = []
     for v in stored:
-        for depth in depths:
+        trained = v.shape.n_ctx_train
+        for depth in sorted({min(depth, trained) for depth in depths}):
             step = limits.decode_step_bytes(v, depth=depth)
-            rows.append({"name": v.name, "depth": depth, "ceiling": limits.decode_ceiling_tok_per_s(bandwidth, step), "gb": step / 1e9})
+            rows.append(
+                {
+                    "name": v.name,
+                    "label": _display(v.name),
+                    "depth": depth,
+                    "ceiling": limits.decode_ceiling_tok_per_s(bandwidth, step),
+                    "gb": step / 1e9,
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def batch_frame(stored: Sequence[Variant], here: Place, batches: Sequence[int], *, depth: int) -> pd.DataFrame:
-    """Decode ceilings over the batch, one row per variant and batch: ``name, batch, total, each, binding``."""
+    """Decode ceilings over the batch, one row per variant and batch: ``name, label, batch, total, each, binding, fits``."""
     assert here.bandwidth_bytes_per_s is not None
     rows = []
     for v in stored:
@@ -829,8 +856,29 @@ def batch_frame(stored: Sequence[Variant], here: Place, batches: Sequence[int], 
         for n in batches:
             limit = limits.decode_limit(v, bandwidth_bytes_per_s=here.bandwidth_bytes_per_s, peak_flop_per_s=peak, depth=depth, batch_size=n)
             total = limit.ceiling_tok_per_s
-            rows.append({"name": v.name, "batch": n, "total": total, "each": total / n, "binding": limit.binding})
+            fits = budget_of(v, here, n_ctx=max(1, depth), batch_size=n).headroom_bytes >= 0
+            rows.append(
+                {"name": v.name, "label": _display(v.name), "batch": n, "total": total, "each": total / n, "binding": limit.binding, "fits": fits}
+            )
     return pd.DataFrame(rows)
+
+
+def _display(name: str) -> str:
+    """The name on pages of a model of the registry; a file's own name."""
+    return registry.load_model(name).name if name in registry.model_ids() else name
+
+
+def configurations_frame(device: Device, models: Sequence[Model], *, n_ctx: int) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
+    """Verdicts of every model, in the format most people run, on every configuration of a device; for ``plots.table``."""
+    rows = []
+    for model in models:
+        stored = variant(model, registry.load_format(usual_format(model)))
+        row = {"model": model.name, "format": stored.format}
+        for c in device.configurations:
+            budget = budget_of(stored, place(device, c), n_ctx=n_ctx, compute=kept_compute(model, n_ctx))
+            row[c.id] = budget.verdict.replace("_", " ")
+        rows.append(row)
+    return pd.DataFrame(rows), {"model": "model", "format": "format"} | {c.id: c.id for c in device.configurations}, {}
 
 
 def usual_format(model: Model) -> str:

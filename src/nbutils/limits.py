@@ -29,6 +29,7 @@ __all__ = [
     "kv_bytes_read",
     "kv_row_bytes",
     "mbu",
+    "prefill_bytes",
     "prefill_ceiling_tok_per_s",
     "prefill_flop",
     "recurrent_state_bytes",
@@ -258,13 +259,22 @@ def prefill_flop(variant: Variant, *, n_tokens: int, depth: int = 0) -> int:
     return linear + _flop_per_seen(shape) * seen
 
 
-def prefill_ceiling_tok_per_s(peak_flop_per_s: float | None, flop: float, *, n_tokens: int) -> float | None:
-    """Most prompt tok/s that arithmetic allows; ``None`` when the peak is unknown.
+def prefill_bytes(variant: Variant, *, n_tokens: int, depth: int = 0, cache: Block = F16_CACHE) -> float:
+    """Least bytes that reading a prompt takes: every weight it needs once, and what is cached already.
 
-    >>> prefill_ceiling_tok_per_s(125e12, 1e15, n_tokens=8)
-    1.0
+    Of the experts, those that so many tokens are expected to need (``distinct_experts``).
     """
-    return None if peak_flop_per_s is None else n_tokens * peak_flop_per_s / flop
+    one = decode_step_bytes(variant, batch_size=n_tokens, cache=cache) - n_tokens * recurrent_state_bytes(variant.shape)
+    return one + kv_bytes_read(variant.shape, depth, cache) + recurrent_state_bytes(variant.shape)
+
+
+def prefill_ceiling_tok_per_s(peak_flop_per_s: float | None, flop: float, *, n_tokens: int, read_s: float = 0.0) -> float | None:
+    """Most prompt tok/s that arithmetic allows, and reading for ``read_s``; ``None`` when the peak is unknown.
+
+    >>> prefill_ceiling_tok_per_s(125e12, 1e15, n_tokens=8), prefill_ceiling_tok_per_s(125e12, 1e15, n_tokens=8, read_s=16)
+    (1.0, 0.5)
+    """
+    return None if peak_flop_per_s is None else n_tokens / max(flop / peak_flop_per_s, read_s)
 
 
 # ── the machine ───────────────────────────────────────────────────────────────────────────────────

@@ -35,8 +35,9 @@ __all__ = [
     "yardsticks",
 ]
 
+_STYLES = ["-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3))]
 _VERDICT_MARKS = {"fits": "o", "tight": "D", "does_not_fit": "X"}
-VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit"}
+VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit (ceiling if it did)"}
 
 
 def new_axes(width: float = 6.6, height: float = 4.2) -> Axes:
@@ -66,7 +67,8 @@ def table(
         style = style.format(_in_turn(cells), subset=[columns[name]])
     given = {columns[name] for name in formats or {}}
     numeric = [heading for heading in shown.columns if heading in given or pd.api.types.is_numeric_dtype(shown[heading])]
-    return style.set_properties(subset=numeric, **{"text-align": "right"})
+    heads = {name: [{"selector": "th.col_heading", "props": [("text-align", "right")]}] for name in numeric}
+    return style.set_properties(subset=numeric, **{"text-align": "right", "white-space": "nowrap"}).set_table_styles(heads, overwrite=False)
 
 
 def text(words: str) -> HTML:
@@ -153,7 +155,7 @@ def roofline(devices: pd.DataFrame, marks: Mapping[str, float], *, ax: Axes) -> 
     """
     known = devices.dropna(subset=["peak"])
     x = np.geomspace(0.5, 4096, 200)
-    styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))]
+    styles = itertools.cycle(_STYLES)
     for row, colour, style in zip(known.itertuples(), sns.color_palette("colorblind"), styles, strict=False):
         ax.plot(x, np.minimum(row.bandwidth * x, row.peak) / 1e12, color=colour, linestyle=style, label=row.name)
     for label, intensity in marks.items():
@@ -178,11 +180,14 @@ def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         if len(part):
             ax.plot(part["decode_ceiling_tok_per_s"], part.index, marker, color=colours[verdict], markersize=8, label=VERDICT_WORDS[verdict])
     for position, ceiling in enumerate(rows["decode_ceiling_tok_per_s"]):
-        ax.annotate(f"{ceiling:,.1f}", (ceiling, position), xytext=(8, -3), textcoords="offset points", fontsize=9)
+        ax.annotate(
+            f"{ceiling:,.0f}" if ceiling >= 100 else f"{ceiling:,.1f}", (ceiling, position), xytext=(8, -3), textcoords="offset points", fontsize=9
+        )
     ax.set_yticks(y, [f"{m} {f}" for m, f in zip(rows["model"], rows["format"], strict=True)])
     ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
     ax.set(xscale="log", xlabel="decode ceiling, one sequence, depth 0 (tok/s)")
-    ax.set_xlim(rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"].max() * 2.2)
+    ax.set_xlim(rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"].max() * 3.5)
     ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=3, frameon=False, fontsize=9)
     _plain_log_ticks(ax, "x")
     return ax
@@ -193,6 +198,9 @@ def budget_bar(frame: pd.DataFrame, available_bytes: int, *, ax: Axes) -> Axes:
     left = 0.0
     hatches = ["", "//", "..", "xx", "--", "\\\\"]
     parts = frame[(frame["part"] != "headroom") & (frame["bytes"] > 0)]
+    small = parts["bytes"] < 0.02 * parts["bytes"].sum()
+    rest = pd.DataFrame({"part": ["buffers and runtime"], "bytes": [parts.loc[small, "bytes"].sum()]})
+    parts = pd.concat([parts[~small], rest[rest["bytes"] > 0]])
     for row, colour, hatch in zip(parts.itertuples(), sns.color_palette("colorblind"), hatches, strict=False):
         ax.barh(0, row.bytes / 1e9, left=left, color=colour, hatch=hatch, edgecolor="white", label=f"{row.part}: {row.bytes / 1e9:.2f} GB")
         left += row.bytes / 1e9
@@ -204,10 +212,11 @@ def budget_bar(frame: pd.DataFrame, available_bytes: int, *, ax: Axes) -> Axes:
 
 def over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Decode ceilings over the depth of the context, a line per model; where a line bends down, the cache outweighs the weights."""
-    styles = itertools.cycle(["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1))])
+    styles = itertools.cycle(_STYLES)
     colours = itertools.cycle(sns.color_palette("colorblind"))
-    for (name, part), colour, style in zip(frame.groupby("name", sort=False), colours, styles, strict=False):
-        ax.plot(part["depth"], part["ceiling"], color=colour, linestyle=style, label=name)
+    for (_, part), colour, style in zip(frame.groupby("name", sort=False), colours, styles, strict=False):
+        ax.plot(part["depth"], part["ceiling"], color=colour, linestyle=style, label=part["label"].iloc[0])
+        ax.plot(part["depth"].iloc[-1:], part["ceiling"].iloc[-1:], ".", color=colour)
     ax.set(xscale="log", yscale="log", xlabel="depth (tokens of context)", ylabel="decode ceiling (tok/s)")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
     _plain_log_ticks(ax, "x")
@@ -216,19 +225,19 @@ def over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
 
 
 def over_batch(frame: pd.DataFrame, *, ax: Axes) -> Axes:
-    """Decode ceilings over the batch, all sequences together: solid where bandwidth binds, dotted where arithmetic does."""
-    for (name, part), colour, marker in zip(
-        frame.groupby("name", sort=False), itertools.cycle(sns.color_palette("colorblind")), itertools.cycle("os^Dv"), strict=False
-    ):
+    """Decode ceilings over the batch, all sequences together; hollow marks are batches that do not fit the memory."""
+    colours, marks = itertools.cycle(sns.color_palette("colorblind")), itertools.cycle("os^Dv")
+    for (_, part), colour, mark in zip(frame.groupby("name", sort=False), colours, marks, strict=False):
         ax.plot(part["batch"], part["total"], color=colour, linewidth=1, alpha=0.4)
-        bound = part[part["binding"] == "bandwidth"]
-        other = part[part["binding"] == "compute"]
-        ax.plot(bound["batch"], bound["total"], marker, color=colour, markersize=6, label=f"{name}: bandwidth binds")
-        if len(other):
-            ax.plot(other["batch"], other["total"], marker, color=colour, markersize=6, markerfacecolor="white", label=f"{name}: arithmetic binds")
+        inside, outside = part[part["fits"]], part[~part["fits"]]
+        ax.plot(inside["batch"], inside["total"], mark, color=colour, markersize=6, label=part["label"].iloc[0])
+        if len(outside):
+            ax.plot(outside["batch"], outside["total"], mark, color=colour, markersize=6, markerfacecolor="white")
+    if not frame["fits"].all():
+        ax.plot([], [], "o", color="0.4", markerfacecolor="white", label="does not fit")
     ax.set(xscale="log", yscale="log", xlabel="batch (sequences)", ylabel="decode ceiling, all sequences (tok/s)")
     ax.set_xticks(sorted(frame["batch"].unique()))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
     _plain_log_ticks(ax, "y")
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())

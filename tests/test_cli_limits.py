@@ -78,10 +78,12 @@ FIT = {
     "memory_bytes": int,
     "unusable_bytes": int,
     "system_bytes": int,
+    "elsewhere_bytes": int,
     "available_bytes": int,
     "headroom_bytes": int,
     "verdict": str,
     "max_ctx": (int, type(None)),
+    "max_ctx_basis": str,
     "n_ctx_train": int,
     "caveat": str,
     "n_batch": int,
@@ -102,11 +104,14 @@ def adds_up(row: dict[str, Any]) -> None:
         assert isinstance(row[name], kind), name
     parts = ("weight", "kv_cache", "recurrent_state", "compute_buffer", "output_buffer", "overhead")
     assert row["total_bytes"] == sum(row[f"{part}_bytes"] for part in parts)
-    assert row["available_bytes"] == row["memory_bytes"] - row["unusable_bytes"] - row["system_bytes"]
+    own = row["memory_bytes"] - row["unusable_bytes"] - row["system_bytes"]
+    assert 0 <= row["elsewhere_bytes"] < row["weight_bytes"] + row["output_buffer_bytes"]
+    assert row["available_bytes"] == own + row["elsewhere_bytes"], "what lies elsewhere is listed, and is room"
     assert row["headroom_bytes"] == row["available_bytes"] - row["total_bytes"]
-    tight = row["headroom_bytes"] < 0.05 * row["available_bytes"]
+    tight = row["headroom_bytes"] < 0.05 * own
     assert row["verdict"] == ("does_not_fit" if row["headroom_bytes"] < 0 else "tight" if tight else "fits")
-    assert row["compute_buffer_basis"] in ("asked", "kept", "upper_bound")
+    assert row["compute_buffer_basis"] in (("asked", "kept", "upper_bound") if row["engine"] == "llama.cpp" else ("allowance",))
+    assert row["max_ctx_basis"] in (("solved",) if row["max_ctx"] == row["n_ctx_train"] else ("solved", "safe"))
     if row["n_ctx"] <= row["n_ctx_train"] and row["n_ctx"] % 256 == 0:
         assert (row["verdict"] != "does_not_fit") <= (row["max_ctx"] is not None), "what fits has a largest context"
     assert row["max_ctx"] is None or row["max_ctx"] <= row["n_ctx_train"]
@@ -141,6 +146,7 @@ def test_without_a_device_and_a_format_every_cell_is_a_row(rows: Rows) -> None:
     assert {r["engine"] for r in found} == set(engines.values())
     for row in found:
         adds_up(row)
+        assert (row["max_ctx_basis"] == "solved") == (row["max_ctx"] == row["n_ctx_train"]), "so many are not asked about"
 
 
 def test_each_configuration_is_a_row_unless_one_is_named(rows: Rows) -> None:
@@ -162,9 +168,21 @@ def test_a_cache_type_leaves_out_what_engines_have_none_of(rows: Rows) -> None:
     assert {r["format"] for r in rows("limits", "-m", "llama-3.1-8b", "-d", "rtx-4090", "--kv-type", "fp8")} == {"BF16", "FP8", "NVFP4"}
 
 
-def test_a_format_that_is_named_is_shown_even_where_its_engine_does_not_run(rows: Rows) -> None:
-    (row,) = rows("fit", "-m", "llama-3.1-8b", "-d", "dgx-spark", "-f", "MLX_4BIT")
-    assert (row["engine"], row["compute_buffer_basis"]) == ("mlx", "upper_bound")
+def test_a_format_that_is_named_is_shown_even_where_its_engine_does_not_run(rows: Rows, run: Run) -> None:
+    for device, format_id, engine_name, caveat in (
+        ("dgx-spark", "MLX_4BIT", "mlx", "mlx is not made for dgx-spark"),
+        ("macbook-air-m5", "BF16", "vllm", "vllm is not made for macbook-air-m5"),
+        ("dgx-spark", "BF16", "vllm", ""),
+        ("macbook-air-m5", "MLX_4BIT", "mlx", ""),
+    ):
+        call = ("fit", "-m", "llama-3.1-8b", "-d", device, "-f", format_id)
+        for row in rows(*call):
+            adds_up(row)
+            assert (row["engine"], row["compute_buffer_basis"], row["caveat"]) == (engine_name, "allowance", caveat)
+        out = run(*call, "--explain")[1]
+        assert ("caveat: " in out) == bool(caveat)
+        assert caveat in out
+        assert "an allowance: llama.cpp's upper bound" in out
 
 
 def test_sequences_and_cache_types_scale_the_cache(rows: Rows) -> None:
@@ -178,13 +196,30 @@ def test_sequences_and_cache_types_scale_the_cache(rows: Rows) -> None:
         adds_up(row)
 
 
-def test_beyond_training_is_allowed_and_said(run: Run, rows: Rows) -> None:
-    call = ("fit", "-m", "qwen3-8b", "-d", "dgx-spark", "-f", "Q4_K_M", "--ctx", 50_000)
-    (row,) = rows(*call)
+def test_beyond_training_is_allowed_and_said(rows: Rows) -> None:
+    (row,) = rows("fit", "-m", "qwen3-8b", "-d", "dgx-spark", "-f", "Q4_K_M", "--ctx", 50_000)
     assert (row["n_ctx"], row["n_ctx_train"], row["beyond_training"], row["max_ctx"]) == (50_000, 40_960, True, 40_960)
-    code, out, _ = run(*call)
-    assert code == 0
-    assert "50,000 tokens is beyond what the model was trained for" in out
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("fit", "-m", "qwen3-8b", "-d", "dgx-spark", "-f", "Q4_K_M", "--ctx"),
+        ("fit", "-m", "qwen3-8b", "-d", "rtx-3060", "-f", "Q4_K_M", "--ctx"),
+        ("limits", "-m", "qwen3-8b", "-d", "dgx-spark", "-f", "Q4_K_M", "--depth"),
+        ("limits", "-m", "qwen3-8b", "-d", "rtx-3060", "-f", "Q4_K_M", "--depth"),
+        ("need", "-m", "qwen3-8b", "--tok-s", 10, "--ctx"),
+    ],
+    ids=["fit of one", "fits", "limits of one", "limits", "need"],
+)
+def test_beyond_training_is_said_once_below_lines_and_tables_and_in_json(call: tuple[object, ...], run: Run, rows: Rows) -> None:
+    for n, beyond in ((40_960, False), (50_000, True)):
+        found: Any = rows(*call, n)
+        assert {row["beyond_training"] for row in ([found] if isinstance(found, dict) else found)} == {beyond}
+        code, out, err = run(*call, n)
+        assert (code, err) == (0, "")
+        assert out.count("50,000 tokens is beyond the 40,960 that the model was trained for") == beyond
+        assert out.count("beyond") == beyond
 
 
 def test_the_explanation_has_every_part_with_its_unit_and_its_source(run: Run, rows: Rows) -> None:
@@ -202,6 +237,29 @@ def test_the_explanation_has_every_part_with_its_unit_and_its_source(run: Run, r
     assert "assumed: n_batch 2048, n_ubatch 512, flash_attn auto, swa_full false" in out
     assert f"largest context that fits: {row['max_ctx']:,} tokens; trained for {row['n_ctx_train']:,}" in out
     assert run(*call) == (code, out, err), "one row is explained without being asked"
+
+
+def test_what_a_card_does_not_hold_is_listed_and_is_room(rows: Rows, run: Run) -> None:
+    def shown(model: str, device: str) -> tuple[dict[str, Any], str]:
+        call = ("fit", "-m", model, "-d", device, "-f", "Q4_K_M")
+        (row,) = rows(*call)
+        adds_up(row)
+        return row, next((line for line in run(*call)[1].splitlines() if line.startswith("elsewhere")), "")
+
+    # Rows of 2,048 in Q4_K, 144 bytes for 256 elements, for each of 151,936 words; and their logits in F32.
+    row, line = shown("qwen3-30b-a3b", "rtx-5070")
+    assert row["elsewhere_bytes"] == 151_936 * 2048 // 256 * 144 + 151_936 * 4
+    assert f"{row['elsewhere_bytes']:,} bytes: the input embedding and the logits stay with the processor" in line
+    # An embedding that is the output head too is multiplied with on the card: only the logits come back.
+    row, _ = shown("qwen3-0.6b", "rtx-5070")
+    assert row["elsewhere_bytes"] == row["output_buffer_bytes"] == 151_936 * 4
+    # One memory holds all; drafting layers are on disk whatever the machine.
+    row, line = shown("qwen3-30b-a3b", "dgx-spark")
+    assert (row["elsewhere_bytes"], line) == (0, "")
+    row, line = shown("glm-4.5-air", "dgx-spark")
+    drafting = variant(registry.load_model("glm-4.5-air"), registry.load_format("Q4_K_M")).groups["idle"].n_bytes
+    assert 0 < row["elsewhere_bytes"] == drafting
+    assert line.endswith("bytes: layers that only draft tokens stay on disk")
 
 
 def test_of_several_rows_each_is_explained_on_demand_and_listed_otherwise(run: Run) -> None:
@@ -246,7 +304,7 @@ def test_two_machines_hold_what_one_does_not(run: Run, rows: Rows) -> None:
     two = row["linked"]
     assert (row["verdict"], two["machines"], two["verdict"]) == ("does_not_fit", 2, "fits")
     assert 0 < two["n_layer_first"] < registry.load_model("qwen3-235b-a22b").shape.n_layer
-    assert row["total_bytes"] / 2 < two["fuller_total_bytes"] == row["available_bytes"] - two["headroom_bytes"]
+    assert row["total_bytes"] / 2 < two["fuller_total_bytes"] == row["available_bytes"] - row["elsewhere_bytes"] - two["headroom_bytes"]
     (alone,) = rows("limits", "-m", "qwen3-235b-a22b", "-d", "dgx-spark", "-f", "Q4_K_M")
     ceiling = alone["decode_ceiling_tok_per_s"]
     assert two["by_layer_tok_per_s"] < ceiling < two["by_tensor_tok_per_s"] < 2 * ceiling
@@ -350,12 +408,31 @@ def test_the_processor_can_always_be_asked_and_a_backend_that_is_not_there_canno
 def test_without_llama_cpp_everything_still_has_an_answer(small_file: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "has_engine", lambda: False)
     monkeypatch.setattr(engine, "_call", lambda *a, **k: pytest.fail("a child was started"))
-    (kept,) = rows("fit", "-m", "llama-3.1-8b", "-d", "rtx-4090", "-f", "Q4_K_M")
+    (kept,) = rows("fit", "-m", "llama-3.1-8b", "-d", "rtx-3060", "--memory-gb", 12, "-f", "Q4_K_M")
     (bound,) = rows("fit", "-m", small_file, "-d", "rtx-4090")
     assert (kept["compute_buffer_basis"], bound["compute_buffer_basis"]) == ("kept", "upper_bound")
     for row in (kept, bound):
         adds_up(row)
         assert row["max_ctx"] is not None
+    assert (bound["max_ctx"], bound["max_ctx_basis"]) == (bound["n_ctx_train"], "solved"), "all of it fits even by the bound"
+    assert kept["max_ctx"] < kept["n_ctx_train"]
+    assert kept["max_ctx_basis"] == "safe"
+
+
+@needs_engine
+def test_the_largest_context_says_whether_it_is_exact(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = ("fit", "-m", "llama-3.1-8b", "-d", "rtx-3060", "--memory-gb", 12, "-f", "Q4_K_M")
+    (exact,) = rows(*call)
+    assert exact["max_ctx_basis"] == "solved"
+    (none_fits,) = rows("fit", "-m", "llama-3.3-70b", "-d", "rtx-3060", "--memory-gb", 12, "-f", "Q4_K_M")
+    assert (none_fits["max_ctx"], none_fits["max_ctx_basis"]) == (None, "solved"), "that nothing fits is exact too"
+    (mlx,) = rows("fit", "-m", "llama-3.1-8b", "-d", "mac-mini-m4", "--memory-gb", 16, "-f", "MLX_4BIT")
+    assert mlx["max_ctx"] < mlx["n_ctx_train"]
+    assert mlx["max_ctx_basis"] == "safe", "MLX was not asked"
+    monkeypatch.setattr(engine, "has_engine", lambda: False)
+    (safe,) = rows(*call)
+    assert safe["max_ctx_basis"] == "safe"
+    assert 0.9 * exact["max_ctx"] < safe["max_ctx"] <= exact["max_ctx"] < exact["n_ctx_train"]
 
 
 # ── limits and need ───────────────────────────────────────────────────────────────────────────────
@@ -364,7 +441,8 @@ LIMITS = {
     "model", "device", "configuration", "memory_gb", "format", "depth", "batch", "kv_type", "bytes_per_token", "flop_per_token",
     "bandwidth_bytes_per_s", "peak_flop_per_s", "peak", "decode_ceiling_tok_per_s", "n_prompt", "prefill_ceiling_tok_per_s",
     "ridge_point_flop_per_byte", "intensity_flop_per_byte", "binding", "compute_bound_batch", "energy_j_per_token", "usd_per_million_tokens",
-    "rent_usd_per_million_tokens", "training_ceiling_tok_per_s",
+    "rent_usd_per_million_tokens", "training_ceiling_tok_per_s", "training_flop_per_token", "beyond_training",
+    "step_weight_bytes", "step_kv_bytes", "step_state_bytes", "step_bandwidth_s", "step_compute_s",
 }  # fmt: skip
 
 
@@ -402,7 +480,54 @@ def test_renting_owning_and_training_have_their_price(rows: Rows, run: Run) -> N
     # Six operations a weight in full training; an adapter saves two of them.
     training = own["training_ceiling_tok_per_s"]
     assert training["lora"] / training["full"] == pytest.approx(6 / 4, rel=0.01)
-    assert "rented, at its ceiling" in run(*call, "--rent-usd-hour", 3.6)[1]
+    # 8,030,261,248 parameters as published; nobody multiplies with the 128,256 rows of 4,096 of the input embedding.
+    flop = own["training_flop_per_token"]
+    assert flop["full"] == pytest.approx(6 * (8_030_261_248 - 128_256 * 4096), rel=1e-6)
+    assert flop["lora"] == flop["qlora"] == pytest.approx(4 / 6 * flop["full"], rel=1e-3)
+    price = places.find("dgx-spark")[0].price_usd
+    assert price is not None
+    usd_per_s = price / (3 * 365.25 * 86400) + power.base("power") * 0.15 / 3.6e6
+    assert own["usd_per_million_tokens"] == pytest.approx(1e6 * usd_per_s / own["decode_ceiling_tok_per_s"], rel=1e-3)
+
+
+def test_below_the_ceilings_stands_what_a_token_costs(rows: Rows, run: Run) -> None:
+    call = ("limits", "-m", "llama-3.1-8b", "-d", "dgx-spark", "-f", "Q8_0", "--rent-usd-hour", 3.6)
+    (row,) = rows(*call)
+    lines = run(*call)[1].splitlines()
+    below = lines[1 + next(i for i, line in enumerate(lines) if line.startswith("prefill ceiling")) :]
+    names = [line[:16].strip() for line in below]
+    assert names == ["ridge point", "arithmetic binds", "energy", "owned", "rented", "training", "training", "training"]
+    figures = [float(line[16:].split()[0].replace(",", "")) for line in below]
+    flop = row["training_flop_per_token"]
+    expected = [row[k] for k in ("ridge_point_flop_per_byte", "compute_bound_batch", "energy_j_per_token", "usd_per_million_tokens")]
+    assert figures == pytest.approx([*expected, row["rent_usd_per_million_tokens"], flop["full"], flop["lora"], flop["qlora"]], rel=0.01)
+    units = ["FLOP/byte: ", "sequences: ", "J/token: ", "USD/10⁶ tok: ", "USD/10⁶ tok: ", *["FLOP/token: "] * 3]
+    assert all(unit in line for unit, line in zip(units, below, strict=True))
+    for line in below[2:4]:
+        assert re.search(r"\[.+\]$", line), "rated power and price have a source"
+    for method, line in zip(("full", "lora", "qlora"), below[5:], strict=True):
+        assert f": {method}: " in line
+        assert f"at most {row['training_ceiling_tok_per_s'][method]:,.0f} tok/s at the FP16 peak" in line
+    assert "rented" not in run(*call[:-2])[1]
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "qwen3.5-122b-a10b", "gpt-oss-20b"])
+def test_a_step_is_weights_caches_and_states(model: str, rows: Rows) -> None:
+    format_id = "MXFP4_MOE" if model == "gpt-oss-20b" else "Q4_K_M"
+    call = ("limits", "-m", model, "-d", "dgx-spark", "-f", format_id, "--depth", 4096)
+    (one,), (four,) = rows(*call), rows(*call, "--batch", 4)
+    for row in (one, four):
+        step = row["step_weight_bytes"] + row["step_kv_bytes"] + row["step_state_bytes"]
+        assert step == pytest.approx(row["batch"] * row["bytes_per_token"], rel=1e-9)
+        assert row["step_bandwidth_s"] == pytest.approx(step / row["bandwidth_bytes_per_s"])
+        assert row["step_compute_s"] == pytest.approx(row["batch"] * row["flop_per_token"] / row["peak_flop_per_s"])
+        assert row["decode_ceiling_tok_per_s"] == pytest.approx(row["batch"] / max(row["step_bandwidth_s"], row["step_compute_s"]))
+    assert one["step_weight_bytes"] == variant(registry.load_model(model), registry.load_format(format_id)).step_weight_bytes
+    assert (four["step_kv_bytes"], four["step_state_bytes"]) == (4 * one["step_kv_bytes"], 4 * one["step_state_bytes"])
+    assert (one["step_state_bytes"] > 0) == (registry.load_model(model).shape.recurrent is not None)
+    # All read the same dense weights; of experts more are needed, and at most four times as many.
+    assert one["step_weight_bytes"] <= four["step_weight_bytes"] <= 4 * one["step_weight_bytes"]
+    assert (four["step_weight_bytes"] == one["step_weight_bytes"]) == (model == "llama-3.1-8b")
 
 
 def test_without_a_device_every_place_has_its_limits(rows: Rows, run: Run) -> None:
@@ -434,8 +559,8 @@ def test_the_explanation_of_a_limit_has_units_and_sources(run: Run) -> None:
     assert re.search(r"\[.+\]$", shown["bandwidth"])
     assert re.search(r"\[.+\]$", shown["peak"])
     assert "8.0 of 128 experts a layer" in shown["weights read"]
-    assert "a token takes" in out
-    assert "USD per million tokens" in out
+    for part, unit in {"ridge point": "FLOP/byte", "energy": "J/token", "owned": "USD/10⁶ tok", "training": "FLOP/token"}.items():
+        assert re.search(rf" [\d,.]*[1-9]\d* {unit}: ", shown[part]), f"{part}: some digits of it are shown"
     assert out == run("limits", "-m", "qwen3-30b-a3b", "-d", "rtx-5090", "-f", "Q4_K_M", "--depth", 4096)[1]
 
 
@@ -461,6 +586,28 @@ def test_a_rate_needs_a_bandwidth_and_every_device_named_has_it(rows: Rows, run:
     assert rates == sorted(rates, reverse=True)
     assert "Not ruled out" in run("need", "-m", "llama-3.3-70b")[1]
     assert "no device of the registry has all three" in run("need", "-m", "llama-3.3-70b", "--tok-s", 1e6)[1]
+
+
+@pytest.mark.parametrize(("format_id", "apple"), [("MLX_4BIT", True), ("BF16", False)])
+def test_only_machines_that_the_engine_is_made_for_are_named(format_id: str, apple: bool, rows: Rows) -> None:
+    found: Any = rows("need", "-m", "llama-3.1-8b", "-f", format_id, "--tok-s", 5)
+    assert found["format"] == format_id
+    assert {registry.load_device(d["device"]).family == "apple" for d in found["devices"]} == {apple}
+    fits = {
+        (r["device"], r["configuration"]) for r in rows("fit", "-m", "llama-3.1-8b") if r["format"] == format_id and r["verdict"] != "does_not_fit"
+    }
+    assert {(d["device"], d["configuration"]) for d in found["devices"]} <= fits
+
+
+def test_a_rate_is_for_q4_k_m_unless_a_format_is_given_and_a_file_has_its_own(rows: Rows, run: Run, small_file: Path) -> None:
+    assert rows("need", "-m", "llama-3.1-8b") == rows("need", "-m", "llama-3.1-8b", "-f", "Q4_K_M")
+    found: Any = rows("need", "-m", small_file)
+    assert found["format"] == "Q4_K_M"
+    for format_id in ("Q8_0", "Q4_K_M"):
+        code, out, err = run("need", "-m", small_file, "-f", format_id)
+        (line,) = err.splitlines()
+        assert (code, out) == (2, "")
+        assert f"--format {format_id} goes with a model of the registry" in line
 
 
 # ── devices and models ────────────────────────────────────────────────────────────────────────────
@@ -547,6 +694,13 @@ NEED_8B = ("need", "-m", "llama-3.1-8b")
         ((*FIT_8B, "--kv-type", "fp8"), "llama.cpp has no cache type 'fp8'; it has f16, q8_0, q4_0"),
         (("fit", "-m", "llama-3.1-8b", "-d", "dgx-spark", "-f", "BF16", "--kv-type", "q8_0"), "vllm has no cache type 'q8_0'; it has f16, fp8"),
         (("fit", "-m", "llama-3.1-8b", "-d", "mac-mini-m4", "-f", "MLX_4BIT", "--kv-type", "fp8"), "mlx has no cache type 'fp8'; it has f16, q8, q4"),
+        (("need", "-m", "gemma-3-27b", "-f", "MLX_4BIT", "--kv-type", "q4"), "MLX does not quantise"),
+        (("limits", "-m", "gemma-3-27b", "-d", "mac-mini-m4", "-f", "MLX_4BIT", "--kv-type", "q4"), "MLX does not quantise"),
+        (
+            ("fit", "-m", "gemma-3-27b", "-d", "mac-mini-m4", "-f", "MLX_4BIT", "--kv-type", "q4"),
+            "MLX does not quantise the caches of windowed layers",
+        ),
+        (("fit", "-m", "llama-4-scout", "-f", "MLX_4BIT", "--kv-type", "q8"), "llama-4-scout has some, use --kv-type f16"),
         (("fit", "-m", "llama-3.1-8b", "--kv-type", "q9"), "llama.cpp has no cache type 'q9'; it has f16, q8_0, q4_0; vllm has no"),
         (("limits", "-m", "llama-3.1-8b", "-d", "mac-mini-m4", "--kv-type", "fp8"), "mlx has no cache type 'fp8'"),
         ((*FIT_8B, "--machines", "2", "--link-gb-s", "inf"), "--link-gb-s is inf; it must be above 0 and at most"),
@@ -571,6 +725,8 @@ NEED_8B = ("need", "-m", "llama-3.1-8b")
         (("fit", "qwen3-8b", "-m", "llama-3.1-8b"), "'qwen3-8b' and --model 'llama-3.1-8b' are both given; give one"),
         (("fit", "-d", "dgx-spark"), "no model is named: give --model"),
         (("fit", "-m", "absent.gguf", "-f", "Q8_0"), "--format Q8_0 goes with a model of the registry"),
+        (("need", "-m", "absent.gguf", "-f", "Q8_0"), "--format Q8_0 goes with a model of the registry"),
+        (("need", "-m", "gpt-oss-20b"), "gpt-oss-20b is not published in Q4_K_M"),
         (("fit", "-m", "absent.gguf"), "absent.gguf"),
         (("fit", "-m", "http://"), "http://"),
         (("fit",), "--model"),

@@ -33,14 +33,15 @@ def value(told: dict[str, Line], *names: str) -> float:
 # ── fit ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("device_id", ["dgx-spark", "rtx-4090"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 @each_kind
-def test_the_lines_of_a_fit_add_up(model: Model, batch_size: int) -> None:
-    found, where = variant(model, registry.load_format("Q4_K_M")), place_of("dgx-spark")
+def test_the_lines_of_a_fit_add_up(model: Model, batch_size: int, device_id: str) -> None:
+    found, where = variant(model, registry.load_format("Q4_K_M")), place_of(device_id)
     told = told_of_fit(found, where, batch_size=batch_size)
     held = value(told, "weights", "KV cache", "recurrent state", "compute buffer", "output buffer", "runtime")
     assert held == value(told, "total")
-    assert value(told, "memory") - value(told, "out of reach", "system keeps") == value(told, "available")
+    assert value(told, "memory") - value(told, "out of reach", "system keeps") + value(told, "elsewhere") == value(told, "available")
     assert value(told, "available") - value(told, "total") == value(told, "headroom")
     assert told["headroom"].how == "fits"
     assert {line.unit for line in told.values()} == {"bytes"}
@@ -50,10 +51,23 @@ def test_what_a_model_does_not_have_is_not_explained() -> None:
     where = place_of("dgx-spark")
     assert "recurrent state" not in told_of_fit(stored("qwen3-8b", "Q4_K_M"), where)
     assert "recurrent state" in told_of_fit(stored("nemotron-3-nano", "Q4_K_M"), where)
-    assert "of these idle" not in told_of_fit(stored("qwen3-8b", "Q4_K_M"), where)
+    assert "elsewhere" not in told_of_fit(stored("qwen3-8b", "Q4_K_M"), where)
     assert "caveat" not in told_of_fit(stored("qwen3-8b", "Q4_K_M"), where)
-    idle = told_of_fit(stored("glm-4.5-air", "F16"), where)["of these idle"]
-    assert idle.value == stored("glm-4.5-air", "F16").groups["idle"].n_bytes
+
+
+@pytest.mark.parametrize(
+    ("model_id", "device_id", "how"),
+    [
+        ("glm-4.5-air", "dgx-spark", "layers that only draft tokens stay on disk"),
+        ("qwen3-8b", "rtx-4090", "the input embedding and the logits stay with the processor"),
+        ("glm-4.5-air", "rtx-4090", "layers that only draft tokens stay on disk; the input embedding and the logits stay with the processor"),
+    ],
+)
+def test_what_lies_elsewhere_is_said_before_what_is_available(model_id: str, device_id: str, how: str) -> None:
+    found, where = stored(model_id, "Q4_K_M"), place_of(device_id)
+    told = told_of_fit(found, where)
+    assert told["elsewhere"] == Line("elsewhere", fit.elsewhere_bytes(found, discrete=where.discrete), "bytes", how)
+    assert list(told)[-3:] == ["elsewhere", "available", "headroom"]
 
 
 @pytest.mark.parametrize(("headroom", "words"), [(-1, "does not fit"), (1, "tight"), (10**12, "fits")])
@@ -64,7 +78,10 @@ def test_a_fit_ends_in_its_verdict(headroom: int, words: str) -> None:
     assert fit_lines(found, budget, where.room, n_ctx=256, kv_type="f16")[-1] == Line("headroom", headroom, "bytes", words)
 
 
-@pytest.mark.parametrize(("basis", "words"), [("asked", "was asked"), ("kept", "answer for its CPU backend"), ("upper_bound", "an upper bound")])
+@pytest.mark.parametrize(
+    ("basis", "words"),
+    [("asked", "was asked"), ("kept", "answer for its CPU backend"), ("upper_bound", "an upper bound"), ("allowance", "an allowance")],
+)
 def test_whose_compute_buffer_it_is_stands_beside_it(basis: fit.Basis, words: str) -> None:
     found, where = stored("qwen3-8b", "Q4_K_M"), place_of("rtx-4090")
     budget = frames.budget_of(found, where, n_ctx=256, compute=fit.ComputeBuffer(10**8, basis))
@@ -161,6 +178,11 @@ def test_a_batch_says_how_many_experts_it_expects_to_need() -> None:
         (-5000, "-5,000"),
         (6.5096, "6.51"),
         (1234.5, "1,234.50"),
+        (0.1, "0.10"),
+        (0.09999, "0.1"),  # below a tenth two digits that say something, wherever they stand
+        (0.012345, "0.012"),
+        (-0.000012345, "-1.2e-05"),
+        (0.0, "0.00"),
         (2.5e9, "2,500,000,000"),
     ],
 )
@@ -169,11 +191,11 @@ def test_a_figure_is_shown_in_full_and_with_separators(given: float | str | None
 
 
 def test_figures_stand_under_each_other_with_unit_reason_and_source() -> None:
-    lines = [Line("weights", 5, "bytes", "summed", "a file"), Line("of these idle", 1234, "bytes"), Line("peak", None, "FLOP/s", "", "nobody")]
+    lines = [Line("weights", 5, "bytes", "summed", "a file"), Line("recurrent state", 1234, "bytes"), Line("peak", None, "FLOP/s", "", "nobody")]
     assert explain(lines).splitlines() == [
-        "weights              5 bytes: summed  [a file]",
-        "of these idle    1,234 bytes",
-        "peak           unknown FLOP/s  [nobody]",
+        "weights                5 bytes: summed  [a file]",
+        "recurrent state    1,234 bytes",
+        "peak             unknown FLOP/s  [nobody]",
     ]
     assert explain([]) == ""
 

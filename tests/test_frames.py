@@ -223,6 +223,14 @@ def test_a_budget_adds_up_to_what_is_available() -> None:
     assert "compute buffer, asked" in set(frame["part"])
 
 
+@pytest.mark.parametrize(("format_id", "basis", "words"), [("Q4_K_M", "upper_bound", "at most"), ("FP8", "allowance", "allowed for")])
+def test_an_engine_that_nobody_asked_is_lent_the_bound(format_id: str, basis: str, words: str) -> None:
+    found, where = stored("qwen3-8b", format_id), place_of("rtx-4090")
+    budget = frames.budget_of(found, where, n_ctx=5000)
+    assert budget.compute == fit.ComputeBuffer(fit.compute_buffer_bound_bytes(found.shape, 5000), basis)
+    assert f"compute buffer, {words}" in set(frames.budget_frame(budget)["part"])
+
+
 def test_a_verdict_as_plain_values_has_all_that_a_program_needs() -> None:
     """The contract of 'nbutils fit --json'. A field may be added, none may go."""
     row = frames.fit_row(stored("nemotron-3-nano", "Q4_K_M"), place_of("dgx-spark"), n_ctx=8192, kv_type="q8_0", batch_size=2, largest=4096)
@@ -233,8 +241,11 @@ def test_a_verdict_as_plain_values_has_all_that_a_program_needs() -> None:
     assert set(contract.split()) <= row.keys()
     parts = "weight_bytes kv_cache_bytes recurrent_state_bytes compute_buffer_bytes output_buffer_bytes overhead_bytes"
     assert sum(row[name] for name in parts.split()) == row["total_bytes"]
-    assert row["memory_bytes"] - row["unusable_bytes"] - row["system_bytes"] == row["available_bytes"]
+    assert row["memory_bytes"] - row["unusable_bytes"] - row["system_bytes"] + row["elsewhere_bytes"] == row["available_bytes"]
     assert row["available_bytes"] - row["total_bytes"] == row["headroom_bytes"]
+    assert row["elsewhere_bytes"] == 0
+    beside_a_card = frames.fit_row(stored("glm-4.5-air", "Q4_K_M"), place_of("rtx-4090"), n_ctx=8192, kv_type="f16", batch_size=2, largest=None)
+    assert beside_a_card["elsewhere_bytes"] == fit.elsewhere_bytes(stored("glm-4.5-air", "Q4_K_M"), discrete=True, batch_size=2)
     assert all(isinstance(value, int) for name, value in row.items() if name.endswith("_bytes"))
     said = {name: row[name] for name in ("model", "device", "memory_gb", "format", "n_ctx", "kv_type", "batch", "max_ctx", "compute_buffer_basis")}
     assert said == {
@@ -260,16 +271,62 @@ def test_ceilings_as_plain_values_have_all_that_a_program_needs() -> None:
     assert set(contract.split()) <= row.keys()
     step = limits.decode_step_bytes(found, depth=1000, batch_size=2)
     assert row["bytes_per_token"] == step / 2
+    assert row["step_weight_bytes"] == found.step_weight_bytes
+    assert row["step_kv_bytes"] == 2 * 1000 * 327_680
+    assert row["step_state_bytes"] == 0
+    assert row["step_weight_bytes"] + row["step_kv_bytes"] + row["step_state_bytes"] == step
+    assert row["step_bandwidth_s"] == pytest.approx(step / 273e9)
+    assert row["step_compute_s"] == pytest.approx(2 * row["flop_per_token"] / row["peak_flop_per_s"])
+    assert row["beyond_training"] is False
     assert row["decode_ceiling_tok_per_s"] == pytest.approx(2 * 273e9 / step)
     assert row["ridge_point_flop_per_byte"] == pytest.approx(row["peak_flop_per_s"] / 273e9)
     assert row["prefill_ceiling_tok_per_s"] == pytest.approx(512 * row["peak_flop_per_s"] / limits.prefill_flop(found, n_tokens=512, depth=1000))
     assert row["binding"] == "bandwidth"
     assert row["energy_j_per_token"] == pytest.approx(where.power_w / row["decode_ceiling_tok_per_s"])
     assert row["rent_usd_per_million_tokens"] == pytest.approx(1000 / row["decode_ceiling_tok_per_s"])
+    assert row["training_flop_per_token"]["full"] == pytest.approx(6 * found.n_active_parameters)
     by_method = row["training_ceiling_tok_per_s"]
+    assert by_method == {m: pytest.approx(125e12 / flop) for m, flop in row["training_flop_per_token"].items()}
     assert by_method["lora"] == by_method["qlora"] == pytest.approx(1.5 * by_method["full"])
     first = limits.compute_bound_batch(found, bandwidth_bytes_per_s=273e9, peak_flop_per_s=row["peak_flop_per_s"], depth=1000)
     assert row["compute_bound_batch"] == first
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_a_step_of_a_hybrid_reads_weights_context_and_states(batch_size: int) -> None:
+    found, where = stored("nemotron-3-nano", "Q4_K_M"), place_of("dgx-spark")
+    row = frames.limits_row(found, where, bandwidth_bytes_per_s=273e9, depth=1000, batch_size=batch_size)
+    assert row["step_state_bytes"] == batch_size * 49_930_240
+    assert row["step_kv_bytes"] == batch_size * 1000 * 6144
+    parts = row["step_weight_bytes"] + row["step_kv_bytes"] + row["step_state_bytes"]
+    assert parts == pytest.approx(batch_size * row["bytes_per_token"])
+    assert row["step_weight_bytes"] == pytest.approx(limits.decode_step_bytes(found, batch_size=batch_size) - row["step_state_bytes"])
+
+
+@pytest.mark.parametrize(("depth", "beyond"), [(40_960, False), (40_961, True)])
+def test_a_depth_beyond_training_is_said(depth: int, beyond: bool) -> None:
+    row = frames.limits_row(stored("qwen3-32b", "Q4_K_M"), place_of("rtx-4090"), bandwidth_bytes_per_s=1008e9, depth=depth)
+    assert row["beyond_training"] is beyond
+
+
+@pytest.mark.parametrize("device_id", ["rtx-5090", "dgx-spark", "rtx-4090"])
+def test_one_file_under_two_names_has_one_ceiling(device_id: str) -> None:
+    """The experts of gpt-oss are MXFP4 in either file type, and all else Q8_0: what counts is what is stored, not what it is called."""
+    where = place_of(device_id)
+    q8, mixture = (stored("gpt-oss-120b", f) for f in ("Q8_0", "MXFP4_MOE"))
+    assert (q8.weight_bytes, q8.groups) == (mixture.weight_bytes, mixture.groups)
+    rows = [frames.limits_row(v, where, bandwidth_bytes_per_s=where.bandwidth_bytes_per_s or 0, n_prompt=2048) for v in (q8, mixture)]
+    first, second = ({name: value for name, value in row.items() if name != "format"} for row in rows)
+    assert first == second
+    assert first["prefill_ceiling_tok_per_s"] > 0
+
+
+def test_a_smaller_chip_of_a_device_has_a_lower_ceiling_for_a_prompt() -> None:
+    """Two bins of one Mac: 32 and 40 cores. Apple's GPUs have no INT8, so a prompt runs at the FP16 rate, 14.72 or 18.4 TFLOP/s."""
+    found = stored("qwen3-8b", "Q4_K_M")
+    peaks = [place_of("mac-studio-m4-max", c).peak(found.arithmetic)[0] for c in ("36gb-32c", "128gb")]
+    assert peaks == [pytest.approx(14.72e12), pytest.approx(18.4e12)]
+    assert peaks[0] / peaks[1] == pytest.approx(32 / 40)
 
 
 def test_what_nobody_says_of_a_device_is_none() -> None:
@@ -300,7 +357,7 @@ def test_a_cache_type_of_another_engine_is_refused() -> None:
 def test_a_grid_says_what_its_cells_would() -> None:
     """All places and formats at once, as columns; every cell that is looked at says the same by itself."""
     wheres = [place_of(d) for d in ("dgx-spark", "rtx-4090", "mac-studio-m4-max", "gtx-1050-ti")]
-    variants = [stored(m, f) for m, f in (("qwen3-8b", "Q4_K_M"), ("qwen3-32b", "Q4_K_M"), ("gpt-oss-120b", "MXFP4"), ("gemma-3-27b", "MLX_4BIT"))]
+    variants = [stored(m, f) for m, f in (("qwen3-8b", "Q4_K_M"), ("qwen3-32b", "Q4_K_M"), ("gpt-oss-120b", "MXFP4"), ("glm-4.5-air", "Q4_K_M"))]
     contexts = (5000, 8192, 32_768)
     grid = frames.fit_grid(wheres, variants, contexts)
     assert len(grid) == len(wheres) * len(variants) * len(contexts)
@@ -317,13 +374,33 @@ def test_a_grid_says_what_its_cells_would() -> None:
     assert {"fits", "does_not_fit"} <= set(grid["verdict"])
 
 
+@pytest.mark.parametrize(("more", "verdict"), [(-2, "tight"), (2, "fits")])
+def test_a_grid_calls_tight_what_leaves_less_than_a_twentieth_of_the_card(more: int, verdict: str) -> None:
+    """Of the card alone: with what the processor keeps, 296 MB here, the twentieth would be larger."""
+    found, where = stored("llama-3.1-8b", "Q4_K_M"), place_of("rtx-4090")
+    kept = frames.kept_compute(registry.load_model("llama-3.1-8b"), 8192)
+    budget = frames.budget_of(found, where, n_ctx=8192, compute=kept)
+    own = round((budget.total_bytes - budget.elsewhere_bytes) / (1 - fit.TIGHT_MARGIN)) + more
+    exactly = replace(where, room=replace(where.room, memory_bytes=own, unusable_bytes=0, system_bytes=0))
+    assert frames.fit_grid([exactly], [found], [8192])["verdict"].tolist() == [verdict]
+    assert frames.budget_of(found, exactly, n_ctx=8192, compute=kept).verdict == verdict
+
+
 def test_every_device_has_a_row_per_model_and_format_under_its_own_ceiling() -> None:
     models = [registry.load_model(m) for m in ("llama-3.3-70b", "qwen3.6-35b-a3b", "gemma-3-27b", "gpt-oss-20b")]
+    away = {
+        (m.name, f, discrete): fit.elsewhere_bytes(stored(m.id, f), discrete=discrete)
+        for m in models
+        for f in m.formats
+        for discrete in (True, False)
+    }
     for device_id in registry.device_ids():
         where = place_of(device_id)
         frame = frames.device_frame(where, models, n_ctx=8192)
         assert len(frame) == sum(where.runs(stored(m.id, f).engine) for m in models for f in m.formats)
-        assert (frame["headroom_bytes"] + frame["total_bytes"] == where.room.available_bytes).all()
+        for row in frame.itertuples():
+            room = where.room.available_bytes + away[row.model, row.format, where.discrete]
+            assert row.headroom_bytes + row.total_bytes == room, (device_id, row.model, row.format)
         assert ((frame["verdict"] == "does_not_fit") == (frame["headroom_bytes"] < 0)).all()
         assert (frame["decode_ceiling_tok_per_s"] > 0).all()
         assert list(frame[frame["usual"]]["model"]) == [m.name for m in models]
@@ -348,6 +425,7 @@ def test_an_answer_that_is_kept_reaches_further_than_the_bound_for_one_sequence(
     model, found, where = registry.load_model("qwen3-32b"), stored("qwen3-32b", "Q4_K_M"), place_of("rtx-4090")
     kept = frames.kept_compute(model, 16_384)
     need = frames.budget_of(found, where, n_ctx=16_384, batch_size=batch_size, compute=kept).total_bytes
+    need -= fit.elsewhere_bytes(found, discrete=True, batch_size=batch_size)
     exactly = replace(where, room=replace(where.room, memory_bytes=need, unusable_bytes=0, system_bytes=0))
     safe = frames.largest_context(found, exactly, batch_size=batch_size)
     assert safe is not None
@@ -356,9 +434,9 @@ def test_an_answer_that_is_kept_reaches_further_than_the_bound_for_one_sequence(
 
 
 def test_an_explanation_as_a_table_has_the_words_of_the_text() -> None:
-    lines = [explain.Line("  of these idle", 1234, "bytes", "why", "who"), explain.Line("peak", None, "FLOP/s")]
+    lines = [explain.Line("  elsewhere", 1234, "bytes", "why", "who"), explain.Line("peak", None, "FLOP/s")]
     frame, headings, formats = frames.explain_table(lines)
-    assert frame.to_dict("records")[0] == {"what": "of these idle", "value": "1,234", "unit": "bytes", "how": "why", "source": "who"}
+    assert frame.to_dict("records")[0] == {"what": "elsewhere", "value": "1,234", "unit": "bytes", "how": "why", "source": "who"}
     assert frame["value"].iloc[1] == "unknown"
     assert set(headings) == set(frame.columns)
     assert set(formats) <= set(headings)
@@ -449,7 +527,8 @@ def test_every_figure_of_every_device_has_a_source_and_disagreeing_ones_stand_be
         assert (frame["source"].str.len() > 0).all()
         kinds = [[getattr(c, kind) for c in device.configurations] for kind in ("memory", "bandwidth", "usable", "price")]
         shared = [figure for kind in kinds for figure in set(kind)]  # what configurations have in common stands once
-        figures = [*shared, *device.peaks, device.power]
+        own = [p for c in device.configurations for p in c.peaks]  # of another chip
+        figures = [*shared, *device.peaks, *own, device.power]
         assert len(frame) == sum(1 + len(f.also) for f in figures if isinstance(f, Figure))
 
 

@@ -428,10 +428,13 @@ def test_without_llama_cpp_it_is_a_kept_answer_or_the_bound(no_engine: None) -> 
     assert oracle.compute_buffer(subject, 8192, backend="cuda") == bound("llama-3.1-8b", 8192)
 
 
-def test_the_scratch_memory_of_other_engines_is_the_bound(no_child: Callable[[], None]) -> None:
+def test_other_engines_are_allowed_the_bound(no_child: Callable[[], None]) -> None:
+    """vLLM and MLX cannot be asked: llama.cpp's bound is lent to them, and said to be no bound of theirs."""
     no_child()
     for format_id in ("BF16", "MLX_4BIT"):
-        assert oracle.compute_buffer(subject_of("llama-3.1-8b", format_id), 8192) == bound("llama-3.1-8b", 8192)
+        for n_ctx, batch_size in ((8192, 1), (4096, 8)):
+            found = oracle.compute_buffer(subject_of("llama-3.1-8b", format_id), n_ctx, batch_size=batch_size)
+            assert found == ComputeBuffer(bound("llama-3.1-8b", n_ctx, batch_size).n_bytes, "allowance")
 
 
 @needs_engine
@@ -567,6 +570,7 @@ def test_a_backend_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_llama_cpp_the_only_backend_is_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "has_engine", lambda: False)
+    assert not oracle.can_ask()
     assert oracle.own_backend() == "cpu"
     oracle.check_backend("cpu")
     with pytest.raises(UsageError, match="backend 'cuda' can be asked only where llama-cpp-python is installed; leave --backend out"):

@@ -111,6 +111,32 @@ def test_the_best_known_peak_is_taken_and_none_where_none_is_known(this: Any) ->
     assert this().peak(("fp16", "int8")) == (None, "")
 
 
+def test_a_configuration_with_another_chip_has_its_own_peaks() -> None:
+    """An M4 Max with 32 of 40 GPU cores does 32/40 of the arithmetic; so does an M3 Max with 30 of 40."""
+    for device_id, share in (("mac-studio-m4-max", 32 / 40), ("macbook-pro-m3-max", 30 / 40)):
+        found = {p.configuration: p.peak(("fp16",))[0] or 0.0 for p in places.find(device_id)}
+        own = {c.id for c in registry.load_device(device_id).configurations if c.peaks}
+        (fewer,), (whole,) = {found[i] for i in own}, {found[i] for i in found.keys() - own}
+        assert fewer == pytest.approx(share * whole, rel=1e-3)
+
+
+def test_sums_in_fp16_count_only_where_they_are_asked_for() -> None:
+    """A GeForce of these years multiplies FP16 twice as fast when it sums in FP16 (NVIDIA's Ada whitepaper: 330.3 and 165.2)."""
+    (card,) = places.find("rtx-4090")
+    (wide, source), (either, _) = card.peak(("fp16",)), card.peak(("fp16/any",))
+    assert (wide, either) == (pytest.approx(165.2e12, rel=0.01), pytest.approx(330.3e12, rel=0.01))
+    assert source.startswith("FP16, ")
+    assert card.peak(("fp16/any", "int8"))[0] == card.peak(("int8",))[0]
+
+
+def test_a_memory_of_its_own_has_the_card_and_the_sources_name_power_and_price() -> None:
+    assert [places.find(d)[0].discrete for d in ("rtx-4090", "dgx-spark", "mac-mini-m4")] == [True, False, False]
+    for p in places.all_places():
+        assert p.device is not None
+        assert p.discrete == (p.device.memory_kind == "discrete")
+        assert ("power" in p.sources, "price" in p.sources) == (p.power_w is not None, p.price_usd is not None)
+
+
 # ── this machine ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -127,7 +153,8 @@ def test_an_unlisted_machine_is_judged_by_what_it_says(this: Any) -> None:
 
 def test_a_card_that_nobody_lists_counts_by_its_own_memory(this: Any) -> None:
     found = this(gpus=(Gpu(name="NVIDIA Nobody's Card", memory_bytes=40 * GIB),), system="Windows 11")
-    assert (found.backend, found.room.memory_bytes) == ("cuda", 40 * GIB)
+    assert (found.backend, found.room.memory_bytes, found.discrete) == ("cuda", 40 * GIB, True)
+    assert not this().discrete
     runtimes = registry.load_runtimes()
     assert found.room.system_bytes == round(runtimes.systems["windows"].discrete.base("memory")), "what the system takes of a card, not of the rest"
     assert found.room.overhead_bytes == round(runtimes.backends["cuda"].overhead.base("memory"))

@@ -47,6 +47,17 @@ def test_a_table_shows_names_as_they_are_and_numbers_to_the_right() -> None:
     assert len({len(line.rstrip(" │")) for line in lines}) == 1, "numbers end in one column"
 
 
+def test_in_a_narrow_table_a_name_stays_whole_and_a_heading_of_numbers_is_broken() -> None:
+    rows = [{"id": "a-device-with-a-name", "rate": 3.5, "words": "some words that may be broken anywhere"}]
+    columns = {"id": ("device", "{}"), "rate": ("decode ceiling (tok/s)", "{:g}"), "words": ("note", "{}")}
+    text = drawn(printing.rows_table("T", rows, columns), width=50)
+    assert "a-device-with-a-name" in text, "an id that is broken cannot be copied"
+    assert "decode ceiling (tok/s)" not in text
+    assert "(tok/s)" in text
+    assert "some words that may be broken anywhere" not in text
+    assert max(map(len, text.splitlines())) <= 50
+
+
 def test_a_row_without_a_column_that_is_shown_is_a_mistake_and_more_columns_are_none() -> None:
     assert "7" not in drawn(printing.rows_table("T", [{"a": 1, "b": 7}], {"a": ("a", "{}")}))
     with pytest.raises(KeyError):

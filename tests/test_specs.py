@@ -41,6 +41,35 @@ def test_a_peak_that_nobody_states_is_unknown() -> None:
     assert registry.load_device("rtx-4090").peak("fp4") is None
 
 
+@pytest.mark.parametrize(
+    ("device_id", "dtypes", "peak"),
+    [
+        ("rtx-4090", ("fp16",), 165.2e12),
+        ("rtx-4090", ("fp16/any",), 330.3e12),  # sums in FP16 too, twice as fast on this card
+        ("rtx-4090", ("bf16", "fp16/any"), 330.3e12),
+        ("rtx-4090", ("fp16/any", "int8"), 660.6e12),
+        ("rtx-4090", ("fp8",), 330.3e12),
+        ("dgx-spark", ("fp16/any",), 125e12),  # whose FP16 sums nobody states
+    ],
+)
+def test_sums_in_half_precision_count_where_they_are_asked_for(device_id: str, dtypes: tuple[str, ...], peak: float) -> None:
+    found = registry.load_device(device_id).peak(*dtypes)
+    assert found is not None
+    assert found.base("compute") == pytest.approx(peak)
+    assert found.basis == "dense"
+
+
+def test_a_configuration_with_another_chip_has_its_own_peaks_and_no_others() -> None:
+    device = registry.load_device("macbook-pro-m3-max")
+    small, large = device.configuration("96gb-30c"), device.configuration("48gb")
+    assert (bool(small.peaks), large.peaks) == (True, ())
+    peaks = [device.peak("fp16", configuration=c) for c in (small, large, None)]
+    assert [p and p.base("compute") for p in peaks] == [pytest.approx(n * 1e12) for n in (14.2 * 30 / 40, 14.2, 14.2)], "30 of 40 cores"
+    spark = registry.load_device("dgx-spark")
+    other = spark.configuration().model_copy(update={"peaks": small.peaks})
+    assert spark.peak("fp4", configuration=other) is None, "all of them: the device's FP4 is another chip's"
+
+
 def test_the_configuration_without_a_name_is_the_largest() -> None:
     for device_id in registry.device_ids():
         device = registry.load_device(device_id)

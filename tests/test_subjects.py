@@ -68,6 +68,16 @@ def test_an_unknown_name_suggests_the_nearest(name: str, format_id: str, complai
         pass
 
 
+def test_the_usual_format_is_for_a_model_of_the_registry_that_got_none(small_file: Path) -> None:
+    for format_id, expected in (("", "Q8_0"), ("Q4_K_M", "Q4_K_M")):
+        with subjects.find("llama-3.1-8b", format_id, usual="Q8_0") as subject:
+            assert subject.variant.format == expected
+    with subjects.find(str(small_file), "", usual="Q8_0") as subject:
+        assert subject.variant.format == "Q4_K_M", "a file has its own"
+    with pytest.raises(UsageError, match="--format Q4_K_M goes with a model of the registry"), subjects.find(str(small_file), "Q4_K_M", usual="Q8_0"):
+        pass
+
+
 @pytest.mark.parametrize("model_id", registry.model_ids())
 def test_the_header_of_every_model_says_what_the_registry_says(model_id: str, tmp_path: Path) -> None:
     """Out and in again: a header has none of the registry's words, and still the same bytes, windows, states and experts."""
@@ -79,6 +89,7 @@ def test_the_header_of_every_model_says_what_the_registry_says(model_id: str, tm
         same_arithmetic(found, variant(model, fmt))
         assert fit.compute_buffer_bound_bytes(found.shape, 9000) == fit.compute_buffer_bound_bytes(model.shape, 9000)
         assert (found.architecture, found.engine, found.caveat) == (model.architecture, "llama.cpp", "")
+        assert found.arithmetic == variant(model, fmt).arithmetic
 
 
 # ── files ─────────────────────────────────────────────────────────────────────────────────────────
@@ -206,6 +217,7 @@ def test_a_header_that_contradicts_itself_is_one_line(changes: dict[str, Any], n
     assert message.startswith(f"{header.name}: ")
     assert named in message
     assert "convert" in message
+    assert "file: " not in message.removeprefix(header.name), "the file's name says which"
     assert len(message) < 300
 
 

@@ -16,6 +16,7 @@ from nbutils.tensors import (
     Tensor,
     active_parameters,
     bytes_read_per_token,
+    gguf_arithmetic,
     parameters,
     tensor_bytes,
     tensor_type,
@@ -292,7 +293,7 @@ def test_llama_cpp_agrees_on_shapes_that_nobody_thought_of(architecture: str, tm
 
 def split(model_id: str) -> tuple[int, int, int]:
     """Elements of the ends (embedding and head), of the matrices between, and of everything small."""
-    listed = tensors(registry.load_model(model_id))
+    listed = [t for t in tensors(registry.load_model(model_id)) if not t.name.startswith("rope_freqs")]  # a setting, and GGUF's alone
     ends = sum(t.n_elements for t in listed if t.role in ("embedding", "output"))
     linear = sum(t.n_elements for t in listed if t.is_matrix)
     return ends, linear - ends, sum(t.n_elements for t in listed) - linear
@@ -324,6 +325,51 @@ def test_a_row_that_is_no_whole_number_of_blocks_stays_as_released() -> None:
     kinds = {t.name: tensor_type(t, model, registry.load_format("MLX_4BIT")) for t in tensors(model)}
     assert kinds["blk.0.attn_q.weight"] == "BF16"  # rows of 96 are no groups of 64
     assert kinds["blk.0.ffn_down.weight"] == "MLX4"  # rows of 512 are
+
+
+def test_rope_frequencies_are_in_gguf_alone() -> None:
+    """Llama 3.1 8B: 64 of them, F32, and in no other container. FP8 has a byte for each weight of its layers and two for all else."""
+    names = {f: stored("llama-3.1-8b", f) for f in ("F16", "BF16", "FP8", "MLX_4BIT")}
+    assert {f: v.n_parameters for f, v in names.items()} == {f: 8_030_261_248 + (64 if f == "F16" else 0) for f in names}
+    assert names["FP8"].weight_bytes == 9_081_200_640 == 32 * 218_103_808 + 2 * (2 * 128_256 * 4096 + 65 * 4096)
+
+
+def test_a_conversion_for_mlx_has_no_drafting_layers() -> None:
+    """GLM-4.5-Air: 110.5 B parameters as released and as GGUF, 106.9 B for MLX."""
+    found = {f: stored("glm-4.5-air", f) for f in ("Q4_K_M", "FP8", "MLX_4BIT")}
+    assert {f: v.n_parameters for f, v in found.items()} == {"Q4_K_M": 110_468_824_832, "FP8": 110_468_824_832, "MLX_4BIT": 106_852_251_264}
+    assert {f for f, v in found.items() if "idle" in v.groups} == {"Q4_K_M", "FP8"}
+
+
+@pytest.mark.parametrize(
+    ("types", "peaks"),
+    [
+        ({"F16", "F32"}, ("fp16/any",)),
+        ({"BF16", "F32"}, ("fp16/any",)),
+        ({"Q4_K", "Q6_K", "F32"}, ("fp16/any", "int8")),
+        ({"F16", "Q8_0"}, ("fp16/any", "int8")),
+        ({"Q8_0", "MXFP4", "F32"}, ("fp16/any", "int8", "fp4")),
+        ({"MXFP4"}, ("fp16/any", "int8", "fp4")),
+    ],
+)
+def test_which_peaks_llama_cpp_may_reach_follows_from_the_types_that_are_there(types: set[str], peaks: tuple[str, ...]) -> None:
+    assert gguf_arithmetic(types) == gguf_arithmetic([*types, *types]) == peaks
+
+
+@pytest.mark.parametrize(
+    ("model_id", "format_id", "peaks"),
+    [
+        ("llama-3.3-70b", "BF16", ("fp16",)),  # not llama.cpp's: as its format says, with sums in full width
+        ("llama-3.3-70b", "F16", ("fp16/any",)),
+        ("llama-3.3-70b", "Q8_0", ("fp16/any", "int8")),
+        ("gpt-oss-20b", "F16", ("fp16/any", "int8", "fp4")),  # the experts are MXFP4 even there
+        ("gpt-oss-120b", "Q8_0", ("fp16/any", "int8", "fp4")),
+        ("gpt-oss-120b", "MXFP4_MOE", ("fp16/any", "int8", "fp4")),
+        ("qwen3-8b", "MXFP4_MOE", ("fp16/any", "int8")),  # a mixture's file type without a mixture: Q8_0
+    ],
+)
+def test_the_arithmetic_of_a_file_is_that_of_its_tensors(model_id: str, format_id: str, peaks: tuple[str, ...]) -> None:
+    assert stored(model_id, format_id).arithmetic == peaks
 
 
 def test_who_runs_a_format_follows_from_where_it_is_stored() -> None:
@@ -407,9 +453,9 @@ def test_rows_are_whole_blocks(model: Model) -> None:
 def test_a_variant_is_the_sum_of_its_roles_and_of_its_layers(model: Model) -> None:
     for format_id in ("F16", "Q4_K_M", "FP8", "MLX_4BIT"):
         fmt = registry.load_format(format_id)
-        found, listed = variant(model, fmt), tensors(model)
+        found, listed = variant(model, fmt), [t for t in tensors(model) if format_id != "MLX_4BIT" or not t.idle]
         assert found.weight_bytes == weight_bytes(model, fmt) == sum(tensor_bytes(t, model, fmt) for t in listed)
-        assert found.n_parameters == parameters(model)
+        assert found.n_parameters == parameters(model) - sum(t.n_elements for t in tensors(model) if t not in listed)
         assert found.n_active_parameters == active_parameters(model) <= found.n_parameters
         assert 0 < found.step_weight_bytes <= found.weight_bytes
         outside = sum(tensor_bytes(t, model, fmt) for t in listed if t.layer is None or t.idle)

@@ -8,12 +8,12 @@ import typer
 
 from nbutils import fit, frames, limits, oracle, places, probe, registry, subjects
 from nbutils.errors import UnknownId, UsageError
-from nbutils.explain import ASSUMED, ASSUMPTIONS, explain, fit_lines, limit_lines
+from nbutils.explain import ASSUMED, ASSUMPTIONS, Line, explain, fit_lines, limit_lines
 from nbutils.places import Place
 from nbutils.printing import AsJson, err, out, print_json, rows_table
 from nbutils.specs import Device, Model
 from nbutils.subjects import Subject
-from nbutils.tensors import active_parameters, parameters
+from nbutils.tensors import Variant, active_parameters, parameters
 
 __all__ = ["register"]
 
@@ -170,10 +170,22 @@ def _backend(wanted: str, found: list[Subject]) -> str:
     return oracle.own_backend() if any(s.variant.engine == "llama.cpp" for s in found) else "cpu"
 
 
+def _caveat(stored: Variant, place: Place) -> str:
+    """What speaks against a row that was asked for by name."""
+    return stored.caveat if place.runs(stored.engine) else f"{stored.engine} is not made for {place.device_id}"
+
+
+def _check_windows(stored: Variant, kv_type: str) -> None:
+    """``UsageError`` for a cache that MLX does not have."""
+    if stored.engine == "mlx" and kv_type != "f16" and "window" in stored.shape.layer_kinds:
+        raise UsageError(f"MLX does not quantise the caches of windowed layers; {stored.name} has some, use --kv-type f16")
+
+
 def _fit_row(subject: Subject, place: Place, *, n_ctx: int, kv_type: str, batch: int, backend: str, may_solve: bool, say: Any) -> dict[str, Any]:
     stored = subject.variant
     cache = registry.load_cache_type(stored.engine, kv_type)
     fit.check_cache(stored.shape, cache, kv_type)
+    _check_windows(stored, kv_type)
     compute = oracle.compute_buffer(subject, n_ctx, kv_type=kv_type, batch_size=batch, backend=backend, progress=say)
 
     def budget_at(n: int, buffer: fit.ComputeBuffer | None) -> fit.MemoryBudget:
@@ -181,7 +193,10 @@ def _fit_row(subject: Subject, place: Place, *, n_ctx: int, kv_type: str, batch:
 
     largest = oracle.solve_context(subject, budget_at, kv_type=kv_type, batch_size=batch, backend=backend, may_ask=may_solve, progress=say)
     row = frames.fit_row(stored, place, n_ctx=n_ctx, kv_type=kv_type, batch_size=batch, compute=compute, largest=largest)
-    return {**row, **ASSUMED, "backend": backend, "beyond_training": n_ctx > stored.shape.n_ctx_train}
+    asked = may_solve and stored.engine == "llama.cpp" and oracle.can_ask(largest or 0, batch)
+    solved = largest == stored.shape.n_ctx_train or asked
+    said = {"caveat": _caveat(stored, place), "max_ctx_basis": "solved" if solved else "safe"}
+    return {**row, **ASSUMED, **said, "backend": backend, "beyond_training": n_ctx > stored.shape.n_ctx_train}
 
 
 def _ways_out(
@@ -251,16 +266,23 @@ def _explain_fit(row: dict[str, Any], subject: Subject, place: Place) -> None:
     lines = fit_lines(stored, budget, place.room, n_ctx=row["n_ctx"], kv_type=row["kv_type"], batch_size=row["batch"], sources=place.sources)
     _say(f"{stored.name} {stored.format} on {place.device_id} {place.configuration}".rstrip())
     _say(explain(lines))
+    if row["caveat"] and row["caveat"] != stored.caveat:
+        _say(f"caveat: {row['caveat']}")
     largest = "none" if row["max_ctx"] is None else f"{row['max_ctx']:,} tokens"
-    _say(f"largest context that fits: {largest}; trained for {row['n_ctx_train']:,}")
+    sure = "" if row["max_ctx_basis"] == "solved" else " surely"
+    _say(f"largest context that{sure} fits: {largest}; trained for {row['n_ctx_train']:,}")
     if row["beyond_training"]:
-        _say(f"note: {row['n_ctx']:,} tokens is beyond what the model was trained for; the memory is right, the words may not be")
+        _say(_beyond(row["n_ctx"], row["n_ctx_train"]))
     _say_ways_out(row)
     _say(
         f"assumed: {ASSUMPTIONS}"
         if stored.engine == "llama.cpp"
         else f"assumed: {stored.engine}; its buffers are an allowance by llama.cpp's upper bound"
     )
+
+
+def _beyond(n_ctx: int, trained: int) -> str:
+    return f"note: {n_ctx:,} tokens is beyond the {trained:,} that the model was trained for; the bytes are right, the words may not be"
 
 
 def _say_ways_out(row: dict[str, Any]) -> None:
@@ -270,8 +292,6 @@ def _say_ways_out(row: dict[str, Any]) -> None:
         _say(
             f"with {what} 0 to {way['n_left'] - 1} ({way['n_left']} of {way['n_layer']}) left to a processor that reads"
             f" {way['host_bandwidth_bytes_per_s'] / 1e9:g} GB/s: decode ceiling {way['decode_ceiling_tok_per_s']:.2f} tok/s"
-            if way["n_left"]
-            else f"with the input embedding left to the processor it fits: decode ceiling {way['decode_ceiling_tok_per_s']:.2f} tok/s"
         )
     if two := row["linked"]:
         left = f"{two['verdict'].replace('_', ' ')}, {two['headroom_bytes']:,} bytes left on the fuller"
@@ -290,6 +310,8 @@ def _print_fits(model: str, rows: list[dict[str, Any]], n_ctx: int, kv_type: str
     caption = "Sizes in GB (10⁹ bytes). " + ("" if may_solve else "The largest context is a safe one; name a device and a format for the exact one.")
     title = f"{model}, {n_ctx:,} tokens, {kv_type} cache" + (f", {batch} sequences" if batch > 1 else "")
     out.print(rows_table(title, shown, _FIT_COLUMNS, caption=caption))
+    if rows and rows[0]["beyond_training"]:
+        _say(_beyond(n_ctx, rows[0]["n_ctx_train"]))
     for row in rows if may_solve else ():
         if row["spill"] or row["linked"]:
             _say(f"{row['device']} {row['configuration']}, {row['format']}:")
@@ -353,6 +375,7 @@ def limits_command(
                 stored = subject.variant
                 if not _wanted(subject, place, format_id, kv_type):
                     continue
+                _check_windows(stored, kv_type)
                 rows.append(
                     frames.limits_row(
                         stored,
@@ -382,42 +405,50 @@ def limits_command(
                     n_prompt=prompt,
                 )
                 texts.append(
-                    f"{stored.name} {stored.format} on {place.device_id} {place.configuration}".rstrip() + "\n" + explain(lines) + _extras(rows[-1])
+                    f"{stored.name} {stored.format} on {place.device_id} {place.configuration}".rstrip()
+                    + "\n"
+                    + explain([*lines, *_extra_lines(rows[-1], place)])
                 )
+    beyond = _beyond(depth, found[0].variant.shape.n_ctx_train) if rows and rows[0]["beyond_training"] else ""
     if as_json:
         print_json(rows)
     elif texts:
         for text in texts:
             _say(text)
+        if beyond:
+            _say(beyond)
     else:
         shown = [{**row, "read_gb": row["bytes_per_token"] / 1e9} for row in rows]
         out.print(rows_table(f"{model}, depth {depth:,}, batch {batch}", shown, _LIMIT_COLUMNS, caption="Ceilings: what no such machine can beat."))
+        if beyond:
+            _say(beyond)
 
 
-def _extras(row: dict[str, Any]) -> str:
-    """Lines below the ceilings: where arithmetic takes over, what a token costs."""
-    lines = []
+def _extra_lines(row: dict[str, Any], place: Place) -> list[Line]:
+    """Below the ceilings: where arithmetic takes over, and what a token costs at the ceiling."""
+    lines = [Line("ridge point", row["ridge_point_flop_per_byte"], "FLOP/byte", "peak / bandwidth")]
     if row["compute_bound_batch"]:
-        lines.append(f"from a batch of {row['compute_bound_batch']:,} on, arithmetic binds at this depth")
+        lines.append(Line("arithmetic binds", row["compute_bound_batch"], "sequences", "from this batch on, at this depth"))
     if row["energy_j_per_token"] is not None:
-        lines.append(f"at the ceiling and its rated power a token takes {row['energy_j_per_token']:.3g} J")
-    if row["usd_per_million_tokens"] is not None:
         lines.append(
-            f"a machine that never rests, written off over {frames.YEARS:g} years at {frames.USD_PER_KWH:g} USD/kWh: at least"
-            f" {row['usd_per_million_tokens']:.2f} USD per million tokens"
+            Line("energy", row["energy_j_per_token"], "J/token", f"rated {place.power_w:g} W / decode ceiling", place.sources.get("power", ""))
         )
+    if row["usd_per_million_tokens"] is not None:
+        how = f"{place.price_usd:,.0f} USD over {frames.YEARS:g} years that never rest, {place.power_w:g} W at {frames.USD_PER_KWH:g} USD/kWh"
+        lines.append(Line("owned", row["usd_per_million_tokens"], "USD/10⁶ tok", how, place.sources.get("price", "")))
     if row["rent_usd_per_million_tokens"] is not None:
-        lines.append(f"rented, at its ceiling: at least {row['rent_usd_per_million_tokens']:.2f} USD per million tokens")
-    if training := row["training_ceiling_tok_per_s"]:
-        rates = ", ".join(f"{method} {rate:,.0f}" for method, rate in training.items())
-        lines.append(f"training on short sequences, at the FP16 peak, at most (tok/s): {rates}")
-    return "".join(f"\n{line}" for line in lines)
+        lines.append(Line("rented", row["rent_usd_per_million_tokens"], "USD/10⁶ tok", "rent / decode ceiling"))
+    for method, flop in row["training_flop_per_token"].items():
+        rate = row["training_ceiling_tok_per_s"].get(method)
+        words = "full: 6 FLOP per active weight" if method == "full" else f"{method}: 4, and 6 per weight of the adapter"
+        lines.append(Line("training", flop, "FLOP/token", words + ("" if rate is None else f"; at most {rate:,.0f} tok/s at the FP16 peak")))
+    return lines
 
 
 def need_command(
     named: Named = "",
     model: ModelName = "",
-    format_id: Annotated[str, typer.Option("--format", "-f", help="A format of data/formats.yaml; a file has its own.")] = "Q4_K_M",
+    format_id: Annotated[str, typer.Option("--format", "-f", help="A format of data/formats.yaml, Q4_K_M unless given; a file has its own.")] = "",
     tok_s: Annotated[float, typer.Option("--tok-s", help="Tokens per second that one sequence shall reach.")] = 20.0,
     n_ctx: Annotated[int, typer.Option("--ctx", help="Tokens of context; the rate is asked for at this depth.")] = 8192,
     kv_type: KvType = "f16",
@@ -433,14 +464,17 @@ def need_command(
     _at_least("--ctx", n_ctx, 1)
     if not 0 < tok_s <= 1e9:
         raise UsageError(f"--tok-s is {tok_s:g}; it must be above 0 and at most 1,000,000,000")
-    with err.status("reading …") as status, subjects.find(model, format_id) as subject:
+    with err.status("reading …") as status, subjects.find(model, format_id, usual="Q4_K_M") as subject:
         stored = subject.variant
         cache = registry.load_cache_type(stored.engine, kv_type)
+        _check_windows(stored, kv_type)
         compute = oracle.compute_buffer(subject, n_ctx, kv_type=kv_type, backend="cpu", progress=status.update)
         bare = fit.memory_budget(stored, n_ctx=n_ctx, available_bytes=0, cache=cache, compute=compute)
         step, flop = limits.decode_step_bytes(stored, depth=n_ctx, cache=cache), limits.decode_flop(stored, depth=n_ctx)
     have: list[dict[str, Any]] = []
     for place in places.all_places():
+        if not place.runs(stored.engine):
+            continue
         budget = frames.budget_of(stored, place, n_ctx=n_ctx, cache=cache, compute=compute)
         peak, _ = place.peak(stored.arithmetic)
         assert place.bandwidth_bytes_per_s is not None
@@ -465,6 +499,7 @@ def need_command(
         "tok_s": tok_s,
         "n_ctx": n_ctx,
         "kv_type": kv_type,
+        "beyond_training": n_ctx > stored.shape.n_ctx_train,
         "bytes_per_token": step,
         "bandwidth_bytes_per_s": tok_s * step,
         "memory_bytes": bare.total_bytes,
@@ -479,6 +514,8 @@ def need_command(
     _say(f"  bandwidth {tok_s * step / 1e9:,.1f} GB/s: {step / 1e9:,.3f} GB per token")
     _say(f"  memory    {bare.total_bytes / 1e9:,.2f} GB, and what the runtime and the system take")
     _say(f"  compute   {tok_s * flop / 1e12:,.2f} TFLOP/s: {flop / 1e9:,.2f} GFLOP per token")
+    if answer["beyond_training"]:
+        _say(_beyond(n_ctx, stored.shape.n_ctx_train))
     columns = {
         "device": ("device", "{}"),
         "memory_gb": ("GB", "{:g}"),

@@ -35,6 +35,7 @@ _BASIS_WORDS = {
     "asked": "llama.cpp was asked",
     "kept": "llama.cpp's answer for its CPU backend",
     "upper_bound": "an upper bound; llama.cpp was not asked",
+    "allowance": "an allowance: llama.cpp's upper bound, for want of this engine's own",
 }
 
 
@@ -54,7 +55,10 @@ class Line:
             return "unknown"
         if isinstance(self.value, str):
             return self.value
-        return f"{self.value:,}" if isinstance(self.value, int) else f"{self.value:,.2f}" if abs(self.value) < 1e6 else f"{self.value:,.0f}"
+        if isinstance(self.value, int):
+            return f"{self.value:,}"
+        small = f"{self.value:.2g}" if 0 < abs(self.value) < 0.1 else f"{self.value:,.2f}"
+        return small if abs(self.value) < 1e6 else f"{self.value:,.0f}"
 
 
 def explain(lines: Sequence[Line]) -> str:
@@ -82,8 +86,6 @@ def fit_lines(
     said = sources or {}
     sequences = "" if batch_size == 1 else f"{batch_size} sequences of "
     lines = [Line("weights", budget.weight_bytes, "bytes", f"{variant.format}, summed over every tensor")]
-    if idle := variant.groups.get("idle"):
-        lines.append(Line("  of these idle", idle.n_bytes, "bytes", "layers that only draft tokens; llama.cpp loads them when asked to draft"))
     lines.append(Line("KV cache", budget.kv_cache_bytes, "bytes", f"{sequences}{n_ctx:,} tokens in {kv_type}; {layer_words(variant)}"))
     if budget.recurrent_state_bytes:
         lines.append(Line("recurrent state", budget.recurrent_state_bytes, "bytes", "F32, whatever the context and the cache type"))
@@ -95,12 +97,23 @@ def fit_lines(
         Line("memory", room.memory_bytes, "bytes", "built in", said.get("memory", "")),
         Line("out of reach", room.unusable_bytes, "bytes", "firmware, driver, or what the system grants no program", said.get("unusable", "")),
         Line("system keeps", room.system_bytes, "bytes", "the running system and its desktop", said.get("system", "")),
+        *_elsewhere(variant, budget),
         Line("available", budget.available_bytes, "bytes"),
         Line("headroom", budget.headroom_bytes, "bytes", budget.verdict.replace("_", " ")),
     ]
     if variant.caveat:
         lines.append(Line("caveat", variant.caveat))
     return lines
+
+
+def _elsewhere(variant: Variant, budget: MemoryBudget) -> list[Line]:
+    """What of the total lies in another memory, which is room here."""
+    if not budget.elsewhere_bytes:
+        return []
+    idle = variant.groups["idle"].n_bytes if "idle" in variant.groups else 0
+    drafting = ["layers that only draft tokens stay on disk"] if idle else []
+    host = ["the input embedding and the logits stay with the processor"] if budget.elsewhere_bytes > idle else []
+    return [Line("elsewhere", budget.elsewhere_bytes, "bytes", "; ".join(drafting + host))]
 
 
 def limit_lines(

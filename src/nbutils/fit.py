@@ -29,6 +29,7 @@ __all__ = [
     "Verdict",
     "check_cache",
     "compute_buffer_bound_bytes",
+    "elsewhere_bytes",
     "kv_cache_bytes",
     "largest_context",
     "linked",
@@ -39,8 +40,9 @@ __all__ = [
 ]
 
 Verdict = Literal["fits", "tight", "does_not_fit"]
-#: Where a compute buffer's size comes from: llama.cpp just now, an answer it gave before, or nobody but us.
-Basis = Literal["asked", "kept", "upper_bound"]
+#: Where a compute buffer's size comes from: llama.cpp just now, an answer it gave before, our bound on it, or that bound
+#: lent to an engine that cannot be asked.
+Basis = Literal["asked", "kept", "upper_bound", "allowance"]
 
 #: Headroom below this share of what a program may use is called tight: a browser can take it.
 TIGHT_MARGIN = 0.05
@@ -105,6 +107,8 @@ class MemoryBudget:
     output_buffer_bytes: int = 0
     overhead_bytes: int = 0
     available_bytes: int
+    #: Part of ``available_bytes`` that lies elsewhere: what of this model is kept in the processor's memory or left on disk.
+    elsewhere_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -120,7 +124,7 @@ class MemoryBudget:
     def verdict(self) -> Verdict:
         if self.headroom_bytes < 0:
             return "does_not_fit"
-        return "tight" if self.headroom_bytes < TIGHT_MARGIN * self.available_bytes else "fits"
+        return "tight" if self.headroom_bytes < TIGHT_MARGIN * (self.available_bytes - self.elsewhere_bytes) else "fits"
 
 
 def _pad(n: int, multiple: int = CONTEXT_PAD) -> int:
@@ -132,14 +136,16 @@ def _cells(variant: Variant, kind: LayerKind, n_ctx: int, n_ubatch: int) -> int:
 
     llama.cpp pads to 256 and gives a windowed layer its window and one micro-batch (``llama_kv_cache_iswa``, with
     the tools' ``swa_full = false``). MLX grows in steps of 256 and keeps the window alone (``RotatingKVCache``). vLLM has pages of
-    16 tokens, and windowed layers get as many as the others where both share a pool.
+    16 tokens; its windowed layers keep the window, the tokens of a batch in flight and a page (``SlidingWindowSpec``).
     """
     if kind not in ("full", "latent", "window"):
         return 0
     padded = _pad(n_ctx, 16) if variant.engine == "vllm" else _pad(n_ctx)
-    if kind != "window" or variant.engine == "vllm":
+    if kind != "window":
         return padded
     window = variant.shape.sliding_window or 0
+    if variant.engine == "vllm":
+        return min(padded, _pad(window - 1 + N_BATCH, 16) + 16)
     return min(padded, window if variant.engine == "mlx" else _pad(window + n_ubatch))
 
 
@@ -203,6 +209,7 @@ def memory_budget(
     batch_size: int = 1,
     compute: ComputeBuffer | None = None,
     overhead_bytes: int = 0,
+    elsewhere_bytes: int = 0,
     n_ubatch: int = N_UBATCH,
 ) -> MemoryBudget:
     """The budget of ``batch_size`` sequences of ``n_ctx`` tokens each. Without ``compute`` its upper bound is used.
@@ -220,8 +227,23 @@ def memory_budget(
         compute=compute or bound,
         output_buffer_bytes=output_buffer_bytes(variant.shape, batch_size),
         overhead_bytes=overhead_bytes,
-        available_bytes=available_bytes,
+        available_bytes=available_bytes + elsewhere_bytes,
+        elsewhere_bytes=elsewhere_bytes,
     )
+
+
+def elsewhere_bytes(variant: Variant, *, discrete: bool, batch_size: int = 1) -> int:
+    """What of a model's listed bytes does not lie in the memory it is judged by.
+
+    Layers that only draft stay on disk: engines load them when asked to draft. Beside a discrete card llama.cpp keeps the
+    input embedding, unless it is the output head too, and the logits with the processor.
+    """
+    found = variant.groups["idle"].n_bytes if "idle" in variant.groups else 0
+    if discrete and variant.engine == "llama.cpp":
+        if {"output", "embedding"} <= variant.groups.keys():
+            found += variant.groups["embedding"].n_bytes
+        found += output_buffer_bytes(variant.shape, batch_size)
+    return found
 
 
 def largest_context(trained: int, budget_at: Callable[[int, ComputeBuffer | None], MemoryBudget], kept: Iterable[tuple[int, int]] = ()) -> int | None:
@@ -284,7 +306,7 @@ def spill(
     bandwidth_bytes_per_s: float,
     host_bandwidth_bytes_per_s: float,
 ) -> Spill | None:
-    """Leave as few as will do with the processor, from the first layer on. One sequence, an empty context.
+    """Leave as few layers as will do with the processor, from the first on. One sequence, an empty context.
 
     ``layers``: whole ones, with their caches (llama.cpp's ``--n-gpu-layers``). ``experts``: those of a layer and nothing
     else (``--n-cpu-moe``): many bytes, few of them read. The ceiling adds up both reads, because one waits for the other.
@@ -293,19 +315,17 @@ def spill(
     shape = variant.shape
     if what == "experts" and shape.experts is None:
         return None
-    embedding = variant.groups["embedding"].n_bytes if {"output", "embedding"} <= variant.groups.keys() else 0
-    left = embedding  # llama.cpp keeps the input embedding with the processor anyway
-    left_kv = left_states = 0
+    left = left_kv = left_states = 0
     left_read = 0.0
     e = shape.experts
-    for layer in range(-1, shape.n_layer):
-        if layer >= 0 and what == "layers":
+    for layer in range(shape.n_layer):
+        if what == "layers":
             left += variant.layer_bytes[layer]
             kv = _layer_kv_bytes(variant, layer, n_ctx, cache, N_UBATCH)
             recurrent = shape.layer_kinds[layer] == "recurrent"
             left_states, left_kv = (left_states + kv, left_kv) if recurrent else (left_states, left_kv + kv)
             left_read += _step_layer_bytes(variant, layer)
-        elif layer >= 0 and e is not None:
+        elif e is not None:
             left += variant.layer_expert_bytes[layer]
             left_read += variant.layer_expert_bytes[layer] * e.n_expert_used / e.n_expert
         kept = MemoryBudget(
@@ -313,9 +333,10 @@ def spill(
             kv_cache_bytes=budget.kv_cache_bytes - left_kv,
             recurrent_state_bytes=budget.recurrent_state_bytes - left_states,
             compute=budget.compute,
-            output_buffer_bytes=0,  # logits come back to the processor
+            output_buffer_bytes=budget.output_buffer_bytes,
             overhead_bytes=budget.overhead_bytes,
             available_bytes=budget.available_bytes,
+            elsewhere_bytes=budget.elsewhere_bytes,
         )
         if kept.headroom_bytes >= 0:
             step = decode_step_bytes(variant)
@@ -355,9 +376,12 @@ def linked(
     """
     shape = variant.shape
     layers = [variant.layer_bytes[i] + batch_size * _layer_kv_bytes(variant, i, n_ctx, cache, N_UBATCH) for i in range(shape.n_layer)]
-    embedding = variant.groups["embedding"].n_bytes if "embedding" in variant.groups else 0
-    rest = variant.weight_bytes - sum(variant.layer_bytes) - embedding
-    tied = 0 if "output" in variant.groups else embedding  # then both ends need it
+    whole_embedding = variant.groups["embedding"].n_bytes if "embedding" in variant.groups else 0
+    idle = variant.groups["idle"].n_bytes if "idle" in variant.groups else 0
+    # What lies elsewhere for one machine does for two.
+    embedding = 0 if budget.elsewhere_bytes > idle else whole_embedding
+    rest = variant.weight_bytes - sum(variant.layer_bytes) - whole_embedding - idle
+    tied = 0 if "output" in variant.groups else whole_embedding  # then both ends need it
     whole = sum(layers)
     first = best = 0
     fuller = whole + rest + tied + embedding
@@ -377,7 +401,7 @@ def linked(
         compute=budget.compute,
         output_buffer_bytes=budget.output_buffer_bytes,
         overhead_bytes=budget.overhead_bytes,
-        available_bytes=budget.available_bytes,
+        available_bytes=budget.available_bytes - budget.elsewhere_bytes,
     )
     step = decode_step_bytes(variant)
     vector = _F16_BYTES * shape.n_embd

@@ -289,6 +289,7 @@ def fit_row(
         "memory_bytes": place.room.memory_bytes,
         "unusable_bytes": place.room.unusable_bytes,
         "system_bytes": place.room.system_bytes,
+        "elsewhere_bytes": budget.elsewhere_bytes,
         "available_bytes": budget.available_bytes,
         "headroom_bytes": budget.headroom_bytes,
         "verdict": budget.verdict,
@@ -307,15 +308,18 @@ def budget_of(
     batch_size: int = 1,
     compute: fit.ComputeBuffer | None = None,
 ) -> fit.MemoryBudget:
-    """The budget in a place. Without ``compute`` its upper bound is used."""
+    """The budget in a place. Without ``compute`` its upper bound is used; for other engines than llama.cpp that is an allowance."""
+    bound = fit.compute_buffer_bound_bytes(variant.shape, max(1, n_ctx), batch_size=max(1, batch_size))
+    lent = None if variant.engine == "llama.cpp" else fit.ComputeBuffer(bound, "allowance")
     return fit.memory_budget(
         variant,
         n_ctx=n_ctx,
         available_bytes=place.room.available_bytes,
         cache=cache,
         batch_size=batch_size,
-        compute=compute,
+        compute=compute or lent,
         overhead_bytes=place.room.overhead_bytes,
+        elsewhere_bytes=fit.elsewhere_bytes(variant, discrete=place.discrete, batch_size=batch_size),
     )
 
 
@@ -338,6 +342,7 @@ def limits_row(
     )
     flop = limits.prefill_flop(variant, n_tokens=n_prompt, depth=depth)
     read_s = limits.prefill_bytes(variant, n_tokens=n_prompt, depth=depth, cache=cache) / bandwidth_bytes_per_s
+    kv, state = limits.kv_bytes_read(variant.shape, depth, cache), limits.recurrent_state_bytes(variant.shape)
     rate = limit.ceiling_tok_per_s
     return {
         "model": variant.name,
@@ -350,6 +355,12 @@ def limits_row(
         "kv_type": kv_type,
         "bytes_per_token": limit.bytes_per_token,
         "flop_per_token": limit.flop / batch_size,
+        "step_weight_bytes": limit.step_bytes - batch_size * (kv + state),
+        "step_kv_bytes": batch_size * kv,
+        "step_state_bytes": batch_size * state,
+        "step_bandwidth_s": limit.bandwidth_s,
+        "step_compute_s": limit.compute_s,
+        "beyond_training": depth > variant.shape.n_ctx_train,
         "bandwidth_bytes_per_s": bandwidth_bytes_per_s,
         "peak_flop_per_s": peak,
         "peak": peak_source,
@@ -366,15 +377,18 @@ def limits_row(
         "energy_j_per_token": None if place.power_w is None else limits.energy_j_per_token(place.power_w, rate),
         "usd_per_million_tokens": usd_per_million(place, tok_per_s=rate),
         "rent_usd_per_million_tokens": rent_usd_per_hour and limits.usd_per_million_tokens(tok_per_s=rate, usd_per_hour=rent_usd_per_hour),
+        "training_flop_per_token": {m: limits.training_flop_per_token(variant, method=m) for m in _METHODS},
         "training_ceiling_tok_per_s": _training(variant, place),
     }
+
+
+_METHODS: tuple[Literal["full", "lora", "qlora"], ...] = ("full", "lora", "qlora")
 
 
 def _training(variant: Variant, place: Place) -> dict[str, float]:
     """Most tokens per second that the FP16 or BF16 peak allows by method, adapters taken as infinitely small; empty where no peak is known."""
     peak, _ = place.peak(("fp16", "bf16"))
-    methods: tuple[Literal["full", "lora", "qlora"], ...] = ("full", "lora", "qlora")
-    return {} if peak is None else {m: peak / limits.training_flop_per_token(variant, method=m) for m in methods}
+    return {} if peak is None else {m: peak / limits.training_flop_per_token(variant, method=m) for m in _METHODS}
 
 
 #: How an own machine is written off where nothing else is said, and what its electricity costs.
@@ -406,7 +420,7 @@ def device_frame(place: Place, models: Iterable[Model], *, n_ctx: int, n_prompt:
             budget = budget_of(stored, place, n_ctx=n_ctx, compute=kept)
             assert place.bandwidth_bytes_per_s is not None
             bounds = limits_row(stored, place, bandwidth_bytes_per_s=place.bandwidth_bytes_per_s, n_prompt=n_prompt)
-            peak = place.peak(fmt.arithmetic)[1]
+            peak = bounds["peak"]
             rows.append(
                 {
                     "model": model.name,
@@ -458,13 +472,17 @@ def fit_grid(places: Sequence[Place], variants: Sequence[Variant], contexts: Seq
             kept = registry.kept_compute_buffer(stored.name, n_ctx, kv_type) if stored.engine == "llama.cpp" else None
             compute = None if kept is None else fit.ComputeBuffer(kept, "kept")
             budget = fit.memory_budget(stored, n_ctx=n_ctx, available_bytes=0, cache=cache, compute=compute)
-            needs.append((stored.name, stored.format, n_ctx, budget.total_bytes))
-    rooms = [(p.device_id, p.configuration, p.room.overhead_bytes, p.room.available_bytes) for p in places]
-    need = pd.DataFrame(needs, columns=["model", "format", "n_ctx", "total_bytes"])
-    found = pd.DataFrame(rooms, columns=["device", "configuration", "overhead_bytes", "available_bytes"]).merge(need, how="cross")
+            away = [fit.elsewhere_bytes(stored, discrete=discrete) for discrete in (True, False)]
+            needs.append((stored.name, stored.format, n_ctx, budget.total_bytes, *away))
+    rooms = [(p.device_id, p.configuration, p.room.overhead_bytes, p.room.available_bytes, p.discrete) for p in places]
+    need = pd.DataFrame(needs, columns=["model", "format", "n_ctx", "total_bytes", "beside_a_card", "beside_none"])
+    found = pd.DataFrame(rooms, columns=["device", "configuration", "overhead_bytes", "own_bytes", "discrete"]).merge(need, how="cross")
     found["total_bytes"] += found.pop("overhead_bytes")
+    elsewhere = np.where(found.pop("discrete"), found.pop("beside_a_card"), found.pop("beside_none"))
+    own = found.pop("own_bytes")
+    found["available_bytes"] = own + elsewhere
     found["headroom_bytes"] = found["available_bytes"] - found["total_bytes"]
-    tight = found["headroom_bytes"] < fit.TIGHT_MARGIN * found["available_bytes"]
+    tight = found["headroom_bytes"] < fit.TIGHT_MARGIN * own
     found["verdict"] = np.where(found["headroom_bytes"] < 0, "does_not_fit", np.where(tight, "tight", "fits"))
     return found
 
@@ -523,7 +541,7 @@ def proof_lines(comparisons: Iterable[Comparison]) -> str:
 
 def budget_frame(budget: fit.MemoryBudget) -> pd.DataFrame:
     """The budget by line, in bytes; the last row is what is left."""
-    basis = {"asked": "asked", "kept": "asked", "upper_bound": "at most"}[budget.compute.basis]
+    basis = {"asked": "asked", "kept": "asked", "upper_bound": "at most", "allowance": "allowed for"}[budget.compute.basis]
     lines = {
         "weights": budget.weight_bytes,
         "KV cache": budget.kv_cache_bytes,
@@ -630,7 +648,7 @@ def noise_line(frame: pd.DataFrame) -> str:
 
 def explain_device(device: Device, configuration: Configuration) -> list[str]:
     """Capacity, bandwidth, peak and ridge point, a line each."""
-    peak = device.peak("fp16")
+    peak = device.peak("fp16", configuration=configuration)
     flop_per_s = peak.base("compute") if peak else None
     ridge = limits.ridge_point(flop_per_s, configuration.bandwidth_bytes_per_s)
     return [
@@ -714,9 +732,10 @@ def figure_frame(device: Device) -> pd.DataFrame:
     add_shared("usable", [(c.id, c.usable) for c in configurations])
     add_shared("bandwidth", [(c.id, c.bandwidth) for c in configurations])
     add_shared("price", [(c.id, c.price) for c in configurations])
-    for peak in device.peaks:
+    own = [(f", {c.id}", peak) for c in configurations for peak in c.peaks]
+    for whose, peak in [*(("", peak) for peak in device.peaks), *own]:
         accumulate = "accumulator not stated" if peak.accumulate == "unstated" else f"accumulated in {peak.accumulate.upper()}"
-        add(f"{peak.dtype.upper()} {peak.basis}, {accumulate}", peak)
+        add(f"{peak.dtype.upper()} {peak.basis}, {accumulate}{whose}", peak)
     add("power", device.power)
     return pd.DataFrame(rows)
 

@@ -33,12 +33,14 @@ from nbutils.specs import BufferAnswers
 from nbutils.subjects import Subject
 from nbutils.tensors import Variant, variant
 
-__all__ = ["Answer", "Comparison", "ask", "check_backend", "compare", "compute_buffer", "keep_answers", "own_backend", "solve_context"]
+__all__ = ["Answer", "Comparison", "ask", "can_ask", "check_backend", "compare", "compute_buffer", "keep_answers", "own_backend", "solve_context"]
 
 Progress = Callable[[str], None]
 
 #: Cells that may be asked about. llama.cpp keeps some 50 bytes of bookkeeping for each, even where it allocates nothing: this is 0.9 GB.
 _MOST_CELLS = 2**24
+#: Sequences that llama.cpp takes at once (``LLAMA_MAX_SEQ``).
+_MOST_SEQUENCES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,7 @@ def compute_buffer(
     variant = subject.variant
     bound = ComputeBuffer(compute_buffer_bound_bytes(variant.shape, n_ctx, batch_size=batch_size), "upper_bound")
     if variant.engine != "llama.cpp":
-        return bound  # another engine's scratch memory cannot be asked for; the bound is an allowance
+        return ComputeBuffer(bound.n_bytes, "allowance")  # another engine's scratch memory cannot be asked for
     if subject.model is not None and batch_size == 1 and backend == "cpu" and _same_build(subject.model.id):
         kept = registry.kept_compute_buffer(subject.model.id, n_ctx, kv_type)
         if kept is not None:
@@ -282,6 +284,11 @@ class _Store:
             paths.write_text(self._path, json.dumps(fields) + "\n")
         except OSError:
             pass  # a cache that cannot be written only costs time
+
+
+def can_ask(n_ctx: int = 0, batch_size: int = 1) -> bool:
+    """Whether llama.cpp is installed here and answers for so many sequences, each one step longer than ``n_ctx``."""
+    return engine.has_engine() and batch_size <= _MOST_SEQUENCES and (n_ctx + CONTEXT_PAD) * batch_size <= _MOST_CELLS
 
 
 def own_backend() -> str:

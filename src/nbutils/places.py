@@ -25,6 +25,8 @@ class Place:
     memory_gb: float
     room: Room
     backend: BackendName
+    #: Whether a graphics card with a memory of its own is meant.
+    discrete: bool = False
     device: Device | None = None
     bandwidth_bytes_per_s: float | None = None
     power_w: float | None = None
@@ -39,7 +41,8 @@ class Place:
 
     def peak(self, arithmetic: tuple[str, ...]) -> tuple[float | None, str]:
         """The best dense peak in any of these types in FLOP/s, and its type and source; ``None`` where none is known."""
-        found = self.device.peak(*arithmetic) if self.device else None
+        chosen = self.device.configuration(self.configuration) if self.device else None
+        found = self.device.peak(*arithmetic, configuration=chosen) if self.device else None
         if found is None or self.device is None:
             return None, ""
         return found.base("compute"), f"{found.dtype.upper()}, {self.device.sources[found.source].title}"
@@ -55,6 +58,7 @@ def place(device: Device, configuration: Configuration) -> Place:
         memory_gb=configuration.memory.value,
         room=room(device, configuration, runtimes),
         backend=device.backend,
+        discrete=device.memory_kind == "discrete",
         device=device,
         bandwidth_bytes_per_s=configuration.bandwidth_bytes_per_s,
         power_w=device.power.base("power") if device.power else None,
@@ -63,6 +67,8 @@ def place(device: Device, configuration: Configuration) -> Place:
             "memory": device.sources[configuration.memory.source].title,
             "unusable": device.sources[usable.source].title if usable else "no source says that any is",
             "bandwidth": device.sources[configuration.bandwidth.source].title,
+            **({"power": device.sources[device.power.source].title} if device.power else {}),
+            **({"price": device.sources[configuration.price.source].title} if configuration.price else {}),
             **_runtime_sources(runtimes, device.backend, device.system, device.memory_kind),
         },
     )
@@ -136,5 +142,6 @@ def _unlisted(machine: Machine) -> Place:
             overhead_bytes=round(runtimes.backends[backend].overhead.base("memory")),
         ),
         backend=backend,
+        discrete=gpu is not None,
         sources={**_runtime_sources(runtimes, backend, system, "discrete"), **said},
     )

@@ -16,6 +16,8 @@ from rich.table import Table
 __all__ = ["AsJson", "cell", "err", "frame_table", "out", "print_json", "rows_of", "rows_table"]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+#: Columns whose words are not to be broken; headings of numbers may be.
+_WHOLE = {"device", "id", "format", "verdict", "architecture"}
 out, err = Console(), Console(stderr=True)
 if not out.is_terminal:
     out.width = 120  # a log has no width of its own; 80 columns would fold every table
@@ -42,7 +44,7 @@ def rows_table(title: str, rows: Iterable[Mapping[str, Any]], columns: Mapping[s
     """A table of rows; ``columns`` maps a key to its heading and its format. Numbers stand to the right."""
     table = Table(title=title, caption=caption or None)
     for heading, pattern in columns.values():
-        table.add_column(heading, justify="left" if pattern == "{}" else "right", overflow="fold", no_wrap=pattern != "{}")
+        table.add_column(heading, justify="left" if pattern == "{}" else "right", overflow="fold", no_wrap=heading in _WHOLE)
     for row in rows:
         table.add_row(*(cell(row[name], pattern) for name, (_, pattern) in columns.items()))
     return table

@@ -131,6 +131,19 @@ class Price(Figure):
     asked: date
 
 
+class Peak(Figure):
+    """Peak arithmetic rate. Without the type, dense or sparse, and the accumulator it could mean four things."""
+
+    dtype: Dtype
+    basis: Literal["dense", "sparse"]
+    accumulate: Literal["fp16", "fp32", "int32", "unstated"]
+
+    @model_validator(mode="after")
+    def _compute_unit(self) -> Self:
+        self.base("compute")
+        return self
+
+
 class Configuration(Frozen):
     """One thing you can buy: an amount of memory, its bandwidth, what programs may use of it, a price."""
 
@@ -141,6 +154,8 @@ class Configuration(Frozen):
     #: Whether the running system lives in what is not usable; otherwise it takes its share of what is.
     usable_leaves_system: bool = False
     price: Price | None = None
+    #: Where this one has another chip than the rest of the file: its own peaks, all of them.
+    peaks: tuple[Peak, ...] = ()
 
     @model_validator(mode="after")
     def _units(self) -> Self:
@@ -164,19 +179,6 @@ class Configuration(Frozen):
     def usable_bytes(self) -> int:
         """What a program may use; the whole memory where no source says."""
         return self.memory_bytes if self.usable is None else round(self.usable.base("memory"))
-
-
-class Peak(Figure):
-    """Peak arithmetic rate. Without the type, dense or sparse, and the accumulator it could mean four things."""
-
-    dtype: Dtype
-    basis: Literal["dense", "sparse"]
-    accumulate: Literal["fp16", "fp32", "int32", "unstated"]
-
-    @model_validator(mode="after")
-    def _compute_unit(self) -> Self:
-        self.base("compute")
-        return self
 
 
 class Device(Frozen):
@@ -217,9 +219,10 @@ class Device(Frozen):
                 return configuration
         raise KeyError(configuration_id)
 
-    def peak(self, *dtypes: str) -> Peak | None:
-        """The highest dense peak in any of ``dtypes`` with a full-width accumulator; ``None`` where none is known."""
-        dense = [p for p in self.peaks if p.dtype in dtypes and p.basis == "dense" and p.accumulate != "fp16"]
+    def peak(self, *dtypes: str, configuration: Configuration | None = None) -> Peak | None:
+        """The highest dense peak in any of ``dtypes``; ``None`` where none is known. Sums in FP16 count where ``dtype/any`` is asked for."""
+        peaks = configuration.peaks if configuration and configuration.peaks else self.peaks
+        dense = [p for p in peaks if p.basis == "dense" and (f"{p.dtype}/any" in dtypes or (p.dtype in dtypes and p.accumulate != "fp16"))]
         return max(dense, key=lambda p: p.base("compute"), default=None)
 
 

@@ -19,7 +19,7 @@ from nbutils import gguf_files, gguf_header, registry
 from nbutils.errors import DataError, UnknownId, UsageError, did_you_mean
 from nbutils.gguf_header import Header, Skipped
 from nbutils.specs import Experts, Latent, Model, Recurrent, Shape
-from nbutils.tensors import Stored, Tensor, Variant, variant, variant_of
+from nbutils.tensors import Stored, Tensor, Variant, gguf_arithmetic, variant, variant_of
 
 __all__ = ["Subject", "find", "find_all", "variant_of_header"]
 
@@ -70,9 +70,13 @@ def find_all(text: str, format_ids: tuple[str, ...] = ()) -> Iterator[list[Subje
 
 
 @contextmanager
-def find(text: str, format_id: str) -> Iterator[Subject]:
-    """The one thing that a name, and a format for a model of the registry, stand for. A file has its own format."""
-    with find_all(text, (format_id,) if text in registry.model_ids() else ()) as found:
+def find(text: str, format_id: str, *, usual: str = "") -> Iterator[Subject]:
+    """The one thing that a name, and a format for a model of the registry, stand for. A file has its own format.
+
+    ``usual`` is the format of a registry model where none is given.
+    """
+    chosen = format_id or (usual if text in registry.model_ids() else "")
+    with find_all(text, (chosen,) if chosen else ()) as found:
         yield found[0]
 
 
@@ -170,7 +174,7 @@ def variant_of_header(header: Header) -> Variant:
     try:
         shape = _shape(header, keys, caveats.append)
     except ValidationError as error:
-        problem = registry.problems_of(error)[0]
+        problem = registry.problems_of(error)[0].removeprefix("file: ")
         raise DataError(f"{header.name}: its header contradicts itself: {problem}; convert the model again") from None
     if header.n_parts == 1 and header.metadata.get("split.count", 0) not in (0, 1):
         caveats.append("one part of several")
@@ -183,7 +187,7 @@ def variant_of_header(header: Header) -> Variant:
     for t in header.tensors:
         sizes[t.type_name] = sizes.get(t.type_name, 0) + t.n_bytes
     common = max(sizes, key=lambda name: sizes[name])
-    arithmetic = ("fp16",) if common in ("F16", "BF16", "F32") else ("fp16", "int8", "fp4") if common == "MXFP4" else ("fp16", "int8")
+    types = {t.type_name for t, item in zip(header.tensors, stored, strict=True) if item.tensor.is_matrix}
     file_type = header.metadata.get("general.file_type")
     return variant_of(
         stored,
@@ -192,7 +196,7 @@ def variant_of_header(header: Header) -> Variant:
         format=_FILE_TYPES.get(file_type, common) if isinstance(file_type, int) else common,
         architecture=keys.architecture,
         engine="llama.cpp",
-        arithmetic=arithmetic,
+        arithmetic=gguf_arithmetic(types),
         caveat="; ".join(caveats),
     )
 

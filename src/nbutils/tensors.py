@@ -23,6 +23,7 @@ __all__ = [
     "Variant",
     "active_parameters",
     "bytes_read_per_token",
+    "gguf_arithmetic",
     "parameters",
     "tensor_bytes",
     "tensor_type",
@@ -425,7 +426,10 @@ class Stored:
 
 def variant(model: Model, fmt: Format) -> Variant:
     """A model of the registry in a format."""
-    stored = [Stored(t, tensor_bytes(t, model, fmt)) for t in tensors(model)]
+    # Rope frequencies are GGUF's way to keep a setting; conversions for MLX leave drafting layers out.
+    kept = [t for t in tensors(model) if fmt.container == "gguf" or (t.part != "rope_freqs" and not (t.idle and fmt.container == "mlx"))]
+    types = {tensor_type(t, model, fmt) for t in kept if t.is_matrix}
+    stored = [Stored(t, tensor_bytes(t, model, fmt)) for t in kept]
     return variant_of(
         stored,
         name=model.id,
@@ -433,8 +437,18 @@ def variant(model: Model, fmt: Format) -> Variant:
         architecture=model.architecture,
         engine=_ENGINES[fmt.container],
         shape=model.shape,
-        arithmetic=fmt.arithmetic,
+        arithmetic=gguf_arithmetic(types) if fmt.container == "gguf" else fmt.arithmetic,
     )
+
+
+def gguf_arithmetic(types: Iterable[str]) -> tuple[str, ...]:
+    """Types whose peaks llama.cpp's kernels may reach with matrices of these tensor types (``ggml-cuda``: ``mmq.cu`` and cuBLAS).
+
+    F16 is multiplied with sums of either width, quantised weights in INT8 or as F16, MXFP4 on Blackwell in FP4.
+    """
+    found = set(types)
+    quantised = ("int8",) if found - {"F32", "F16", "BF16"} else ()
+    return ("fp16/any", *quantised, *(("fp4",) if "MXFP4" in found else ()))
 
 
 def variant_of(stored: Iterable[Stored], *, shape: Shape, **fields: Any) -> Variant:

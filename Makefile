@@ -20,6 +20,9 @@ ifdef CPU
   override ARGS += --cpu
 endif
 
+# Tests that build whole books and open them in a browser.
+BOOKS := tests/test_build.py tests/browser
+
 .PHONY: book test install clean
 book: install
 	$(BIN)/nbutils book $(ARGS)
@@ -29,7 +32,10 @@ test: install
 	$(BIN)/ruff check src tests conftest.py
 	$(BIN)/mypy
 	$(BIN)/nbutils check-data
-	$(BIN)/pytest
+	@# Building books waits for kernels more than it computes: it goes on beside the other tests, and is shown after them.
+	@mkdir -p _build; $(BIN)/pytest $(BOOKS) > _build/test-books.log 2>&1 & books=$$!; \
+	$(BIN)/pytest $(BOOKS:%=--ignore=%); rest=$$?; \
+	wait $$books; built=$$?; cat _build/test-books.log; exit $$((rest + built))
 	$(BIN)/pytest --nbval notebooks -p no:cacheprovider
 
 install: $(VENV)/installed

@@ -160,3 +160,22 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (home / "cache").symlink_to(shared, target_is_directory=True)
     monkeypatch.setenv("NBUTILS_HOME", str(home))
     return home
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process; gives exit code, standard output, standard error."""
+
+    from nbutils import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nbutils", *map(str, arguments)])
+        code: object = 0
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = ended.code
+        said = capfd.readouterr()
+        return int(str(code or 0)), said.out, said.err
+
+    return call

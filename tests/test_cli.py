@@ -26,23 +26,6 @@ MAIN = "from nbutils.cli import main; main()"
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process; gives exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nbutils", *map(str, arguments)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        said = capfd.readouterr()
-        return int(str(code or 0)), said.out, said.err
-
-    return call
-
-
 def commands(group: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     for name, command in getattr(group, "commands", {}).items():
         yield (*path, name)

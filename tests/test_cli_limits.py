@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from helpers import copy_of_data, make_model
-from nbutils import cli, engine, fit, limits, places, probe, registry
+from nbutils import engine, fit, limits, places, probe, registry
 from nbutils.gguf_files import StandIn, make, stand_in_model, write_hollow
 from nbutils.tensors import active_parameters, parameters, variant
 
@@ -24,23 +24,6 @@ Run = Callable[..., tuple[int, str, str]]
 Rows = Callable[..., list[dict[str, Any]]]
 
 needs_engine = pytest.mark.skipif(not engine.has_engine(), reason="llama-cpp-python is not installed: nobody to ask")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run a command in this process; gives exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nbutils", *map(str, arguments)])
-        code: object = 0
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = ended.code
-        said = capfd.readouterr()
-        return int(str(code or 0)), said.out, said.err
-
-    return call
 
 
 @pytest.fixture

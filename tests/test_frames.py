@@ -366,8 +366,7 @@ def test_a_grid_says_what_its_cells_would() -> None:
     for where in wheres:
         for found in variants:
             for n_ctx in contexts:
-                kept = frames.kept_compute(registry.load_model(found.name), n_ctx) if found.engine == "llama.cpp" else None
-                row = frames.fit_row(found, where, n_ctx=n_ctx, kv_type="f16", compute=kept, largest=None)
+                row = frames.fit_row(found, where, n_ctx=n_ctx, kv_type="f16", compute=frames.kept_compute(found, n_ctx), largest=None)
                 cell = cells.loc[(where.device_id, found.name, found.format, n_ctx)]
                 same = ("configuration", "total_bytes", "available_bytes", "headroom_bytes", "verdict")
                 assert {name: cell[name] for name in same} == {name: row[name] for name in same}
@@ -378,7 +377,7 @@ def test_a_grid_says_what_its_cells_would() -> None:
 def test_a_grid_calls_tight_what_leaves_less_than_a_twentieth_of_the_card(more: int, verdict: str) -> None:
     """Of the card alone: with what the processor keeps, 296 MB here, the twentieth would be larger."""
     found, where = stored("llama-3.1-8b", "Q4_K_M"), place_of("rtx-4090")
-    kept = frames.kept_compute(registry.load_model("llama-3.1-8b"), 8192)
+    kept = frames.kept_compute(found, 8192)
     budget = frames.budget_of(found, where, n_ctx=8192, compute=kept)
     own = round((budget.total_bytes - budget.elsewhere_bytes) / (1 - fit.TIGHT_MARGIN)) + more
     exactly = replace(where, room=replace(where.room, memory_bytes=own, unusable_bytes=0, system_bytes=0))
@@ -415,22 +414,22 @@ def test_the_largest_context_of_a_row_fits_and_the_next_does_not() -> None:
     safe = frames.largest_context(found, where)
     assert safe is not None
     assert frames.budget_of(found, where, n_ctx=safe).headroom_bytes >= 0 > frames.budget_of(found, where, n_ctx=safe + 256).headroom_bytes
-    with_answers = frames.largest_context(found, where, model=model)
     (row,) = (r for r in frames.device_frame(where, [model], n_ctx=8192).to_dict("records") if r["format"] == "Q4_K_M")
-    assert row["largest_context"] == with_answers
+    assert row["largest_context"] == safe
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_an_answer_that_is_kept_reaches_further_than_the_bound_for_one_sequence(batch_size: int) -> None:
-    model, found, where = registry.load_model("qwen3-32b"), stored("qwen3-32b", "Q4_K_M"), place_of("rtx-4090")
-    kept = frames.kept_compute(model, 16_384)
+    found, where = stored("qwen3-32b", "Q4_K_M"), place_of("rtx-4090")
+    kept = frames.kept_compute(found, 16_384)
     need = frames.budget_of(found, where, n_ctx=16_384, batch_size=batch_size, compute=kept).total_bytes
     need -= fit.elsewhere_bytes(found, discrete=True, batch_size=batch_size)
     exactly = replace(where, room=replace(where.room, memory_bytes=need, unusable_bytes=0, system_bytes=0))
-    safe = frames.largest_context(found, exactly, batch_size=batch_size)
+    nameless = replace(found, name="a-file.gguf")  # of which nothing is kept
+    safe = frames.largest_context(nameless, exactly, batch_size=batch_size)
     assert safe is not None
     assert safe < 16_384
-    assert frames.largest_context(found, exactly, model=model, batch_size=batch_size) == (16_384 if batch_size == 1 else safe)
+    assert frames.largest_context(found, exactly, batch_size=batch_size) == (16_384 if batch_size == 1 else safe)
 
 
 def test_an_explanation_as_a_table_has_the_words_of_the_text() -> None:

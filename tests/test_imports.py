@@ -41,7 +41,7 @@ BESIDE = {("records", "registry"), ("_engine_child", "_ggml"), ("_engine_child",
 NEVER = {("records", name) for name in ("tensors", "limits", "fit", "claims", "predict")}
 
 #: What reads bytes from strangers has nothing at hand that it could be talked into using.
-ONLY = {"gguf_header": {"errors", "paths"}, "printing": set(), "_allocations": {"_ggml", "errors"}}
+ONLY = {"gguf_header": {"errors", "paths"}, "printing": set(), "_allocations": {"_ggml", "errors", "fit"}}
 
 PURE = ("errors", "units", "specs", "tensors", "limits", "fit", "explain", "claims", "predict")
 WORLD = {

@@ -27,6 +27,7 @@ from nbutils.limits import (
     prefill_bytes,
     prefill_ceiling_tok_per_s,
     prefill_flop,
+    prefill_limit,
     recurrent_state_bytes,
     ridge_point,
     training_flop_per_token,
@@ -444,6 +445,7 @@ def test_a_prompt_waits_for_its_arithmetic_or_for_its_weights_whichever_takes_lo
         assert found.step_weight_bytes <= n_bytes <= found.weight_bytes
         assert prefill_bytes(found, n_tokens=512, depth=1000) == n_bytes + kv_bytes_read(found.shape, 1000)
     assert prefill_bytes(dense, n_tokens=512) == dense.step_weight_bytes
-    read_s, flop = prefill_bytes(moe, n_tokens=512) / 8e12, prefill_flop(moe, n_tokens=512)
-    assert prefill_ceiling_tok_per_s(9e15, flop, n_tokens=512, read_s=read_s) == pytest.approx(512 / read_s)
-    assert prefill_ceiling_tok_per_s(9e12, flop, n_tokens=512, read_s=read_s) == pytest.approx(512 * 9e12 / flop)
+    fast, slow, unknown = (prefill_limit(moe, n_tokens=512, bandwidth_bytes_per_s=8e12, peak_flop_per_s=p) for p in (9e15, 9e12, None))
+    assert (fast.binding, fast.ceiling_tok_per_s) == ("bandwidth", pytest.approx(512 * 8e12 / prefill_bytes(moe, n_tokens=512)))
+    assert (slow.binding, slow.ceiling_tok_per_s) == ("compute", pytest.approx(512 * 9e12 / prefill_flop(moe, n_tokens=512)))
+    assert (unknown.binding, unknown.ceiling_tok_per_s) == (None, None)

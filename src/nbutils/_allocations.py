@@ -17,6 +17,7 @@ from typing import Any
 
 from nbutils._ggml import TYPES
 from nbutils.errors import EngineError
+from nbutils.fit import N_BATCH
 
 __all__ = ["buffers", "quantised"]
 
@@ -106,7 +107,7 @@ def _model(llama: Any, log: _Log, path: str, *, cpu: bool) -> Iterator[Any]:
 def _answer(llama: Any, log: _Log, model: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     parameters = llama.llama_context_default_params()
     parameters.n_ctx = wanted["n_ctx"] * wanted["n_seq"]
-    parameters.n_batch, parameters.n_ubatch = 2048, wanted["n_ubatch"]
+    parameters.n_batch, parameters.n_ubatch = N_BATCH, wanted["n_ubatch"]
     parameters.n_seq_max = wanted["n_seq"]
     parameters.flash_attn_type = -1  # auto, as the tools
     parameters.type_k = parameters.type_v = TYPES[wanted["kv_type"].upper()]

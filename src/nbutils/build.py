@@ -299,7 +299,7 @@ def _proof_page(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) ->
         notebook=root / "notebooks" / "proof.ipynb",
         output=root / "book" / "proof" / "proof.ipynb",
         parameters={"models": "all"},
-        reads=f"{_reads(root, 'models', 'formats.yaml')}|{engine.build()}",
+        reads=f"{_reads(root, 'models', 'formats.yaml', 'buffers')}|{engine.build()}",
     )
     _run(cell, ledger, say)
 

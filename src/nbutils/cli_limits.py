@@ -199,19 +199,23 @@ def _fit_row(subject: Subject, place: Place, *, n_ctx: int, kv_type: str, batch:
     return {**row, **ASSUMED, **said, "backend": backend, "beyond_training": n_ctx > stored.shape.n_ctx_train}
 
 
+def _budget(stored: Variant, place: Place, row: dict[str, Any]) -> fit.MemoryBudget:
+    """The budget that a row was made of."""
+    cache = registry.load_cache_type(stored.engine, row["kv_type"])
+    compute = fit.ComputeBuffer(row["compute_buffer_bytes"], row["compute_buffer_basis"])
+    return frames.budget_of(stored, place, n_ctx=row["n_ctx"], cache=cache, batch_size=row["batch"], compute=compute)
+
+
 def _ways_out(
     subject: Subject, place: Place, row: dict[str, Any], *, machines: int, link_bytes_per_s: float, host_bytes_per_s: float
 ) -> dict[str, Any]:
     """What to do when it does not fit: leave layers or experts behind on a card, or link two machines."""
     stored = subject.variant
-    cache = registry.load_cache_type(stored.engine, row["kv_type"])
-    compute = fit.ComputeBuffer(row["compute_buffer_bytes"], row["compute_buffer_basis"])
-    budget = frames.budget_of(stored, place, n_ctx=row["n_ctx"], cache=cache, batch_size=row["batch"], compute=compute)
+    cache, budget = registry.load_cache_type(stored.engine, row["kv_type"]), _budget(stored, place, row)
     found: dict[str, Any] = {"spill": [], "linked": None}
     if place.bandwidth_bytes_per_s is None:
         return found
-    discrete = place.device is not None and place.device.memory_kind == "discrete"
-    if budget.headroom_bytes < 0 and discrete and row["batch"] == 1 and stored.engine == "llama.cpp":
+    if budget.headroom_bytes < 0 and place.discrete and row["batch"] == 1 and stored.engine == "llama.cpp":
         whats: tuple[Literal["layers", "experts"], ...] = ("layers", "experts")
         for what in whats:
             spilled = fit.spill(
@@ -260,9 +264,7 @@ def _ways_out(
 
 def _explain_fit(row: dict[str, Any], subject: Subject, place: Place) -> None:
     stored = subject.variant
-    cache = registry.load_cache_type(stored.engine, row["kv_type"])
-    compute = fit.ComputeBuffer(row["compute_buffer_bytes"], row["compute_buffer_basis"])
-    budget = frames.budget_of(stored, place, n_ctx=row["n_ctx"], cache=cache, batch_size=row["batch"], compute=compute)
+    budget = _budget(stored, place, row)
     lines = fit_lines(stored, budget, place.room, n_ctx=row["n_ctx"], kv_type=row["kv_type"], batch_size=row["batch"], sources=place.sources)
     _say(f"{stored.name} {stored.format} on {place.device_id} {place.configuration}".rstrip())
     _say(explain(lines))

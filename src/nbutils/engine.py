@@ -33,6 +33,7 @@ __all__ = [
     "probe_speed",
     "quantised_types",
     "require_engine",
+    "time_reading",
 ]
 
 Progress = Callable[[str], None]

@@ -159,14 +159,12 @@ def limit_lines(
         )
     )
     if n_prompt:
-        flop = limits.prefill_flop(variant, n_tokens=n_prompt, depth=depth)
-        n_bytes = limits.prefill_bytes(variant, n_tokens=n_prompt, depth=depth, cache=cache)
-        read_s = n_bytes / bandwidth_bytes_per_s
-        rate = limits.prefill_ceiling_tok_per_s(peak_flop_per_s, flop, n_tokens=n_prompt, read_s=read_s)
-        binds = "" if peak_flop_per_s is None else "bandwidth binds" if read_s > flop / peak_flop_per_s else "compute binds"
+        prefill = limits.prefill_limit(
+            variant, n_tokens=n_prompt, bandwidth_bytes_per_s=bandwidth_bytes_per_s, peak_flop_per_s=peak_flop_per_s, depth=depth, cache=cache
+        )
         lines += [
-            Line("prompt", flop, "FLOP", f"{n_prompt:,} tokens, attention included, head for the last one"),
-            Line("prompt read", round(n_bytes), "bytes", "every weight that it needs, once"),
-            Line("prefill ceiling", rate, "tok/s", binds),
+            Line("prompt", prefill.flop, "FLOP", f"{n_prompt:,} tokens, attention included, head for the last one"),
+            Line("prompt read", round(prefill.read_bytes), "bytes", "every weight that it needs, once"),
+            Line("prefill ceiling", prefill.ceiling_tok_per_s, "tok/s", f"{prefill.binding} binds" if prefill.binding else ""),
         ]
     return lines

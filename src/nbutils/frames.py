@@ -308,16 +308,14 @@ def budget_of(
     batch_size: int = 1,
     compute: fit.ComputeBuffer | None = None,
 ) -> fit.MemoryBudget:
-    """The budget in a place. Without ``compute`` its upper bound is used; for other engines than llama.cpp that is an allowance."""
-    bound = fit.compute_buffer_bound_bytes(variant.shape, max(1, n_ctx), batch_size=max(1, batch_size))
-    lent = None if variant.engine == "llama.cpp" else fit.ComputeBuffer(bound, "allowance")
+    """The budget in a place. Without ``compute`` it is the upper bound."""
     return fit.memory_budget(
         variant,
         n_ctx=n_ctx,
         available_bytes=place.room.available_bytes,
         cache=cache,
         batch_size=batch_size,
-        compute=compute or lent,
+        compute=compute,
         overhead_bytes=place.room.overhead_bytes,
         elsewhere_bytes=fit.elsewhere_bytes(variant, discrete=place.discrete, batch_size=batch_size),
     )
@@ -340,8 +338,9 @@ def limits_row(
     limit = limits.decode_limit(
         variant, bandwidth_bytes_per_s=bandwidth_bytes_per_s, peak_flop_per_s=peak, depth=depth, batch_size=batch_size, cache=cache
     )
-    flop = limits.prefill_flop(variant, n_tokens=n_prompt, depth=depth)
-    read_s = limits.prefill_bytes(variant, n_tokens=n_prompt, depth=depth, cache=cache) / bandwidth_bytes_per_s
+    prefill = limits.prefill_limit(
+        variant, n_tokens=n_prompt, bandwidth_bytes_per_s=bandwidth_bytes_per_s, peak_flop_per_s=peak, depth=depth, cache=cache
+    )
     kv, state = limits.kv_bytes_read(variant.shape, depth, cache), limits.recurrent_state_bytes(variant.shape)
     rate = limit.ceiling_tok_per_s
     return {
@@ -366,8 +365,8 @@ def limits_row(
         "peak": peak_source,
         "decode_ceiling_tok_per_s": rate,
         "n_prompt": n_prompt,
-        "prefill_ceiling_tok_per_s": limits.prefill_ceiling_tok_per_s(peak, flop, n_tokens=n_prompt, read_s=read_s),
-        "prefill_binding": None if peak is None else "bandwidth" if read_s > flop / peak else "compute",
+        "prefill_ceiling_tok_per_s": prefill.ceiling_tok_per_s,
+        "prefill_binding": prefill.binding,
         "ridge_point_flop_per_byte": limits.ridge_point(peak, bandwidth_bytes_per_s),
         "intensity_flop_per_byte": limits.arithmetic_intensity(limit.flop, limit.step_bytes),
         "binding": limit.binding,
@@ -416,8 +415,7 @@ def device_frame(place: Place, models: Iterable[Model], *, n_ctx: int, n_prompt:
             stored = variant(model, fmt)
             if not place.runs(stored.engine):
                 continue
-            kept = kept_compute(model, n_ctx) if stored.engine == "llama.cpp" else None
-            budget = budget_of(stored, place, n_ctx=n_ctx, compute=kept)
+            budget = budget_of(stored, place, n_ctx=n_ctx, compute=kept_compute(stored, n_ctx))
             assert place.bandwidth_bytes_per_s is not None
             bounds = limits_row(stored, place, bandwidth_bytes_per_s=place.bandwidth_bytes_per_s, n_prompt=n_prompt)
             peak = bounds["peak"]
@@ -433,7 +431,7 @@ def device_frame(place: Place, models: Iterable[Model], *, n_ctx: int, n_prompt:
                     "verdict": budget.verdict,
                     "verdict_words": budget.verdict.replace("_", " "),
                     "headroom_bytes": budget.headroom_bytes,
-                    "largest_context": largest_context(stored, place, model=model),
+                    "largest_context": largest_context(stored, place),
                     "decode_ceiling_tok_per_s": bounds["decode_ceiling_tok_per_s"],
                     "prefill_in": "reading" if bounds["prefill_binding"] == "bandwidth" else peak.split(",", maxsplit=1)[0] or None,
                     "prefill_ceiling_tok_per_s": bounds["prefill_ceiling_tok_per_s"],
@@ -442,20 +440,20 @@ def device_frame(place: Place, models: Iterable[Model], *, n_ctx: int, n_prompt:
     return pd.DataFrame(rows)
 
 
-def kept_compute(model: Model, n_ctx: int, kv_type: str = "f16") -> fit.ComputeBuffer | None:
-    """What ``data`` keeps of llama.cpp's answers; ``None`` where it keeps nothing for this context."""
-    kept = registry.kept_compute_buffer(model.id, n_ctx, kv_type)
+def kept_compute(stored: Variant, n_ctx: int, kv_type: str = "f16") -> fit.ComputeBuffer | None:
+    """What ``data`` keeps of llama.cpp's answers; ``None`` for other engines, and where it keeps nothing for this context."""
+    kept = registry.kept_compute_buffer(stored.name, n_ctx, kv_type) if stored.engine == "llama.cpp" else None
     return None if kept is None else fit.ComputeBuffer(kept, "kept")
 
 
-def largest_context(stored: Variant, place: Place, *, model: Model | None = None, kv_type: str = "f16", batch_size: int = 1) -> int | None:
+def largest_context(stored: Variant, place: Place, *, kv_type: str = "f16", batch_size: int = 1) -> int | None:
     """The largest context that surely fits, without asking llama.cpp: by the upper bound, or a kept answer above that."""
     cache = registry.load_cache_type(stored.engine, kv_type)
 
     def budget_at(n_ctx: int, compute: fit.ComputeBuffer | None = None) -> fit.MemoryBudget:
         return budget_of(stored, place, n_ctx=n_ctx, cache=cache, batch_size=batch_size, compute=compute)
 
-    kept = registry.kept_compute_buffers(model.id, kv_type) if model is not None and batch_size == 1 and stored.engine == "llama.cpp" else ()
+    kept = registry.kept_compute_buffers(stored.name, kv_type) if batch_size == 1 and stored.engine == "llama.cpp" else ()
     return fit.largest_context(stored.shape.n_ctx_train, budget_at, kept)
 
 
@@ -469,9 +467,7 @@ def fit_grid(places: Sequence[Place], variants: Sequence[Variant], contexts: Seq
         names = registry.CACHE_TYPES[stored.engine]
         cache = registry.load_cache_type(stored.engine, kv_type if kv_type in names else "f16")
         for n_ctx in contexts:
-            kept = registry.kept_compute_buffer(stored.name, n_ctx, kv_type) if stored.engine == "llama.cpp" else None
-            compute = None if kept is None else fit.ComputeBuffer(kept, "kept")
-            budget = fit.memory_budget(stored, n_ctx=n_ctx, available_bytes=0, cache=cache, compute=compute)
+            budget = fit.memory_budget(stored, n_ctx=n_ctx, available_bytes=0, cache=cache, compute=kept_compute(stored, n_ctx, kv_type))
             away = [fit.elsewhere_bytes(stored, discrete=discrete) for discrete in (True, False)]
             needs.append((stored.name, stored.format, n_ctx, budget.total_bytes, *away))
     rooms = [(p.device_id, p.configuration, p.room.overhead_bytes, p.room.available_bytes, p.discrete) for p in places]
@@ -791,7 +787,7 @@ def ceiling_matrix(
             "bandwidth": here.bandwidth_bytes_per_s / 1e9,
         }
         for model, v in stored.values():
-            verdict = budget_of(v, here, n_ctx=n_ctx, compute=kept_compute(model, n_ctx)).verdict
+            verdict = budget_of(v, here, n_ctx=n_ctx, compute=kept_compute(v, n_ctx)).verdict
             ceiling = limits.decode_ceiling_tok_per_s(here.bandwidth_bytes_per_s, limits.decode_step_bytes(v))
             shown = f"{ceiling:,.0f}" if ceiling >= 100 else f"{ceiling:,.1f}"
             row[model.id] = None if verdict == "does_not_fit" else shown + ("*" if verdict == "tight" else "")
@@ -894,7 +890,7 @@ def configurations_frame(device: Device, models: Sequence[Model], *, n_ctx: int)
         stored = variant(model, registry.load_format(usual_format(model)))
         row = {"model": model.name, "format": stored.format}
         for c in device.configurations:
-            budget = budget_of(stored, place(device, c), n_ctx=n_ctx, compute=kept_compute(model, n_ctx))
+            budget = budget_of(stored, place(device, c), n_ctx=n_ctx, compute=kept_compute(stored, n_ctx))
             row[c.id] = budget.verdict.replace("_", " ")
         rows.append(row)
     return pd.DataFrame(rows), {"model": "model", "format": "format"} | {c.id: c.id for c in device.configurations}, {}

@@ -15,6 +15,7 @@ from nbutils.tensors import Variant, bytes_read_per_token
 __all__ = [
     "F16_CACHE",
     "DecodeLimit",
+    "PrefillLimit",
     "arithmetic_intensity",
     "bytes_read_per_token",
     "compute_bound_batch",
@@ -32,6 +33,7 @@ __all__ = [
     "prefill_bytes",
     "prefill_ceiling_tok_per_s",
     "prefill_flop",
+    "prefill_limit",
     "recurrent_state_bytes",
     "ridge_point",
     "training_flop_per_token",
@@ -268,13 +270,56 @@ def prefill_bytes(variant: Variant, *, n_tokens: int, depth: int = 0, cache: Blo
     return one + kv_bytes_read(variant.shape, depth, cache) + recurrent_state_bytes(variant.shape)
 
 
-def prefill_ceiling_tok_per_s(peak_flop_per_s: float | None, flop: float, *, n_tokens: int, read_s: float = 0.0) -> float | None:
-    """Most prompt tok/s that arithmetic allows, and reading for ``read_s``; ``None`` when the peak is unknown.
+def prefill_ceiling_tok_per_s(peak_flop_per_s: float | None, flop: float, *, n_tokens: int) -> float | None:
+    """Most prompt tok/s that arithmetic alone allows; ``None`` when the peak is unknown.
 
-    >>> prefill_ceiling_tok_per_s(125e12, 1e15, n_tokens=8), prefill_ceiling_tok_per_s(125e12, 1e15, n_tokens=8, read_s=16)
-    (1.0, 0.5)
+    >>> prefill_ceiling_tok_per_s(125e12, 1e15, n_tokens=8)
+    1.0
     """
-    return None if peak_flop_per_s is None else n_tokens / max(flop / peak_flop_per_s, read_s)
+    return None if peak_flop_per_s is None else n_tokens * peak_flop_per_s / flop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillLimit:
+    """What bounds the reading of a prompt, with its parts. Times in seconds for the whole prompt."""
+
+    n_tokens: int
+    read_bytes: float
+    flop: int
+    bandwidth_s: float
+    compute_s: float | None
+
+    @property
+    def binding(self) -> Literal["bandwidth", "compute"] | None:
+        """``None`` where the peak is unknown: the arithmetic may take any time."""
+        if self.compute_s is None:
+            return None
+        return "bandwidth" if self.bandwidth_s > self.compute_s else "compute"
+
+    @property
+    def ceiling_tok_per_s(self) -> float | None:
+        return None if self.compute_s is None else self.n_tokens / max(self.compute_s, self.bandwidth_s)
+
+
+def prefill_limit(
+    variant: Variant,
+    *,
+    n_tokens: int,
+    bandwidth_bytes_per_s: float,
+    peak_flop_per_s: float | None,
+    depth: int = 0,
+    cache: Block = F16_CACHE,
+) -> PrefillLimit:
+    """The slower of two walls: the prompt's arithmetic, and reading once every weight that it needs."""
+    flop = prefill_flop(variant, n_tokens=n_tokens, depth=depth)
+    read_bytes = prefill_bytes(variant, n_tokens=n_tokens, depth=depth, cache=cache)
+    return PrefillLimit(
+        n_tokens=n_tokens,
+        read_bytes=read_bytes,
+        flop=flop,
+        bandwidth_s=read_bytes / bandwidth_bytes_per_s,
+        compute_s=None if peak_flop_per_s is None else flop / peak_flop_per_s,
+    )
 
 
 # ── the machine ───────────────────────────────────────────────────────────────────────────────────

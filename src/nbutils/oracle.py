@@ -22,7 +22,7 @@ from nbutils.fit import (
     N_UBATCH,
     ComputeBuffer,
     MemoryBudget,
-    compute_buffer_bound_bytes,
+    bound_compute,
     kv_cache_bytes,
     largest_context,
     output_buffer_bytes,
@@ -30,7 +30,7 @@ from nbutils.fit import (
 from nbutils.gguf_header import TENSOR_TYPES
 from nbutils.limits import recurrent_state_bytes
 from nbutils.specs import BufferAnswers
-from nbutils.subjects import Subject
+from nbutils.subjects import Subject, of_model
 from nbutils.tensors import Variant, variant
 
 __all__ = ["Answer", "Comparison", "ask", "can_ask", "check_backend", "compare", "compute_buffer", "keep_answers", "own_backend", "solve_context"]
@@ -96,10 +96,9 @@ def compute_buffer(
 
     Never fails for want of llama.cpp; a header that llama.cpp refuses is ``EngineError``.
     """
-    variant = subject.variant
-    bound = ComputeBuffer(compute_buffer_bound_bytes(variant.shape, n_ctx, batch_size=batch_size), "upper_bound")
-    if variant.engine != "llama.cpp":
-        return ComputeBuffer(bound.n_bytes, "allowance")  # another engine's scratch memory cannot be asked for
+    bound = bound_compute(subject.variant, n_ctx, batch_size=batch_size)
+    if subject.variant.engine != "llama.cpp":
+        return bound
     if subject.model is not None and batch_size == 1 and backend == "cpu" and _same_build(subject.model.id):
         kept = registry.kept_compute_buffer(subject.model.id, n_ctx, kv_type)
         if kept is not None:
@@ -196,8 +195,9 @@ def compare(model_id: str, *, contexts: tuple[int, ...] = (4096, 32768), progres
     longest = model.shape.n_ctx_train
     wanted = sorted({*contexts, longest})
     found: list[Comparison] = []
-    plain = variant(model, registry.load_format("F16"))
-    with Subject(plain, "", model=model).file() as path:
+    subject = of_model(model, registry.load_format("F16"))
+    plain = subject.variant
+    with subject.file() as path:
         asked = [{"n_ctx": n, "kv_type": kv, "n_ubatch": N_UBATCH, "n_seq": 1} for n in wanted for kv in PROVEN_CACHES]
         said = engine.planned_buffers(path, asked, progress=progress)
         found.append(Comparison(model=model_id, what="weights", under="F16", n_ctx=None, ours=plain.weight_bytes, llama_cpp=said["weight_bytes"]))
@@ -265,11 +265,8 @@ class _Store:
     """Kept answers of one header under one setting: a small file in the cache folder, written by rename."""
 
     def __init__(self, subject: Subject, **settings: Any) -> None:
-        digest = subject.digest
-        if subject.model is not None:  # the header that would be written depends on these alone
-            digest = hashlib.sha256(f"{subject.model.architecture} {subject.model.shape.model_dump_json()}".encode()).hexdigest()
         build = engine.build() if engine.has_engine() else ""
-        key = json.dumps([digest, build, settings], sort_keys=True)
+        key = json.dumps([subject.digest, build, settings], sort_keys=True)
         self._path = Path(paths.cache_dir()) / "allocations" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     def read(self) -> dict[int, Answer]:

@@ -5,6 +5,7 @@ A file or a URL is judged by its header alone; no weight is read.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,10 +19,10 @@ from pydantic import ValidationError
 from nbutils import gguf_files, gguf_header, registry
 from nbutils.errors import DataError, UnknownId, UsageError, did_you_mean
 from nbutils.gguf_header import Header, Skipped
-from nbutils.specs import Experts, Latent, Model, Recurrent, Shape
+from nbutils.specs import Experts, Format, Latent, Model, Recurrent, Shape
 from nbutils.tensors import Stored, Tensor, Variant, gguf_arithmetic, variant, variant_of
 
-__all__ = ["Subject", "find", "find_all", "variant_of_header"]
+__all__ = ["Subject", "find", "find_all", "of_model", "variant_of_header"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,13 @@ def _of_registry(model_id: str, format_ids: tuple[str, ...]) -> list[Subject]:
         raise UnknownId(f"no model {model_id!r} in data/models{near} (or give a .gguf file or its URL)")
     model = registry.load_model(model_id)
     formats = [registry.load_format_of(model, f) for f in format_ids or model.formats]
-    return [Subject(variant(model, fmt), f"registry-{model.id}", model=model) for fmt in formats]
+    return [of_model(model, fmt) for fmt in formats]
+
+
+def of_model(model: Model, fmt: Format) -> Subject:
+    """A model of the registry in a format. Its header, once written, depends on architecture and shape alone."""
+    digest = hashlib.sha256(f"{model.architecture} {model.shape.model_dump_json()}".encode()).hexdigest()
+    return Subject(variant(model, fmt), digest, model=model)
 
 
 # ── headers ───────────────────────────────────────────────────────────────────────────────────────

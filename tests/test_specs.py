@@ -251,5 +251,5 @@ def test_a_record_has_no_place_for_who_measured(field: str) -> None:
 
 
 def test_settings_hold_numbers_and_no_paths() -> None:
-    known = "n_threads n_batch n_ubatch n_ctx flash_attn type_k type_v n_gpu_layers seed"
+    known = "n_threads n_batch n_ubatch n_ctx flash_attn type_k type_v n_gpu_layers seed flash_attn_used"
     assert set(Settings.model_fields) == set(known.split())

@@ -19,12 +19,28 @@ from pydantic import ValidationError
 
 from nbutils import paths, registry
 from nbutils.errors import DataError, UsageError
-from nbutils.specs import SCHEMA_VERSION, NamedRun, Record
+from nbutils.specs import SCHEMA_VERSION, AnyRecord, BenchRecord, NamedRun, Record, ServedRecord, SustainRecord
 
-__all__ = ["MAX_BYTES", "committed_dir", "file_name", "list_records", "load_named", "read", "require_writable", "resolve", "submit", "write"]
+__all__ = [
+    "MAX_BYTES",
+    "committed_dir",
+    "device_of",
+    "file_name",
+    "list_records",
+    "load_named",
+    "read",
+    "read_any",
+    "require_writable",
+    "resolve",
+    "subject_of",
+    "submit",
+    "write",
+]
 
-#: A record of the full suite is some 20 kB; ten times that is not a record.
-MAX_BYTES = 100_000
+#: A record of the full suite is some 50 kB, one of ten minutes with all meters some 300; more is not a record.
+MAX_BYTES = 500_000
+
+_KINDS: dict[str, type[AnyRecord]] = {"run": Record, "sustain": SustainRecord, "endpoint": ServedRecord, "llama-bench": BenchRecord}
 
 
 def canonical(fields: dict[str, Any]) -> bytes:
@@ -36,22 +52,39 @@ def _digest(fields: dict[str, Any]) -> str:
     return hashlib.sha256(canonical(fields)).hexdigest()[:8]
 
 
-def file_name(record: Record) -> str:
-    """``<UTC time>-<model>-<type>-<digest>.json``."""
-    slug = re.sub(r"[^a-z0-9]+", "-", f"{record.model.name}-{record.model.gguf_type}".lower()).strip("-")[:48]
+def device_of(record: AnyRecord) -> str:
+    """The registry's id of the machine, or ``unlisted``: also the folder the record lies in."""
+    return "unlisted" if isinstance(record, BenchRecord) else record.machine.device
+
+
+def subject_of(record: AnyRecord) -> tuple[str, str]:
+    """What was measured and in which format, as far as the record knows: ``("qwen3-32b", "Q4_K_M")``."""
+    if isinstance(record, BenchRecord):
+        return record.model_filename.removesuffix(".gguf"), record.model_type
+    if isinstance(record, ServedRecord):
+        return record.model, ""
+    return record.model.name, record.model.gguf_type
+
+
+def file_name(record: AnyRecord) -> str:
+    """``<UTC time>-<model>-<type>-<digest>.json``; other kinds than a run are named before the model."""
+    kind = "" if record.kind == "run" else f"{record.kind}-"
+    slug = kind + re.sub(r"[^a-z0-9]+", "-", "-".join(subject_of(record)).lower()).strip("-")[:48].strip("-")
     stamp = record.created.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
     return f"{stamp}-{slug}-{_digest(record.model_dump(mode='json'))}.json"
 
 
-def write(record: Record, folder: Path | None = None) -> Path:
+def write(record: AnyRecord, folder: Path | None = None) -> Path:
     """Write a record whole, under a name that no other record has; return where.
 
     Raises ``DataError`` when it would be larger than ``MAX_BYTES`` or the folder cannot be written.
     """
     text = canonical(record.model_dump(mode="json")).decode() + "\n"
     if len(text.encode()) > MAX_BYTES:
-        raise DataError(f"record of {len(text):,} bytes is over the limit of {MAX_BYTES:,}; use a suite with fewer tokens or repetitions")
-    path = (folder or paths.user_records_dir() / record.machine.device) / file_name(record)
+        raise DataError(
+            f"record of {len(text):,} bytes is over the limit of {MAX_BYTES:,}; measure for a shorter time, or fewer tokens and repetitions"
+        )
+    path = (folder or paths.user_records_dir() / device_of(record)) / file_name(record)
     try:
         with paths.atomic_path(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -60,13 +93,25 @@ def write(record: Record, folder: Path | None = None) -> Path:
     return path
 
 
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number")
+
+
 def read(path: Path) -> Record:
-    """Read and check one record; ``DataError`` says which file, what is wrong and what to do."""
+    """Read and check the record of a run; ``DataError`` for any other kind."""
+    record = read_any(path)
+    if not isinstance(record, Record):
+        raise DataError(f"{path.name}: is a record of the kind {record.kind!r}, not of a run; 'nbutils records show' reads every kind")
+    return record
+
+
+def read_any(path: Path) -> AnyRecord:
+    """Read and check one record of any kind; ``DataError`` says which file, what is wrong and what to do."""
     name = path.name
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{name}: {path.stat().st_size:,} bytes, over the limit of {MAX_BYTES:,}: not a record")
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except FileNotFoundError:
         raise UsageError(f"no record at {str(path)!r}; 'nbutils records list' shows this machine's own") from None
     except OSError as error:
@@ -76,11 +121,15 @@ def read(path: Path) -> Record:
     version = fields.get("schema_version") if isinstance(fields, dict) else None
     if version != SCHEMA_VERSION:
         raise DataError(f"{name}: schema version {version!r}, this nbutils reads {SCHEMA_VERSION}; use the nbutils that wrote it, or update")
+    kind = fields.get("kind", "run")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise DataError(f"{name}: kind {str(kind)[:40]!r}, this nbutils reads {', '.join(_KINDS)}; use the nbutils that wrote it, or update")
     try:
-        record = Record.model_validate(fields)
+        record = _KINDS[kind].model_validate(fields)
     except ValidationError as error:
         raise DataError(f"{name}: {registry.problems_of(error)[0]}") from None
-    expected = _digest(record.model_dump(mode="json"))
+    # Of what was written, not of what is understood: a field that came later takes its default and spoils nothing.
+    expected = _digest(fields)
     if not path.stem.endswith(expected):
         raise DataError(f"{name}: its content has the digest {expected}, its name says otherwise; records are never edited, measure again")
     return record
@@ -122,14 +171,15 @@ def submit(path: Path, *, now: datetime | None = None) -> Path:
     """Check one record and copy it to ``data/records/<device>/``; return where it went."""
     if not path.is_file():
         raise UsageError(f"no record at {path}; 'nbutils records list' shows this machine's own")
-    record = read(path)
+    record = read_any(path)
     if record.created > (now or datetime.now(UTC)) + timedelta(hours=1):
         raise DataError(f"{path.name}: made in the future ({record.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC); set the clock and measure again")
-    if record.machine.device != "unlisted":
-        registry.load_device(record.machine.device)
-    target = committed_dir() / record.machine.device / path.name
+    device = device_of(record)
+    if device != "unlisted":
+        registry.load_device(device)
+    target = committed_dir() / device / path.name
     if target.exists():
-        raise UsageError(f"{path.name} is already in data/records/{record.machine.device}; records are append-only")
+        raise UsageError(f"{path.name} is already in data/records/{device}; records are append-only")
     with paths.atomic_path(target) as temporary:
         shutil.copyfile(path, temporary)
     os.utime(target)

@@ -17,10 +17,13 @@ from nbutils.units import UNITS, to_base
 
 __all__ = [
     "SCHEMA_VERSION",
+    "AnyRecord",
     "Architecture",
     "Backend",
     "BackendCost",
     "BackendName",
+    "BenchRecord",
+    "BenchTest",
     "Block",
     "BufferAnswers",
     "Configuration",
@@ -30,12 +33,17 @@ __all__ = [
     "FileFacts",
     "Format",
     "Gpu",
+    "Kept",
     "KernelRate",
     "Latent",
     "LayerKind",
     "Machine",
+    "MemoryStage",
+    "MemoryUse",
     "Model",
     "NamedRun",
+    "Neighbours",
+    "OwnBuffer",
     "Peak",
     "Point",
     "Price",
@@ -43,15 +51,20 @@ __all__ = [
     "Record",
     "Recurrent",
     "Runtimes",
+    "ServedRecord",
+    "ServedRequest",
     "Settings",
     "Shape",
     "Source",
     "Standing",
     "Suite",
     "SuitePoint",
+    "SustainRecord",
     "SystemCost",
     "SystemName",
     "TensorGroup",
+    "Trace",
+    "TriedThreads",
     "Yardstick",
 ]
 
@@ -76,6 +89,8 @@ def _no_truth(value: Any) -> Any:
 
 Number = Annotated[float, BeforeValidator(_no_truth), Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: Seconds from the start of a run.
+Moment = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Frozen(BaseModel):
@@ -467,6 +482,8 @@ class SuitePoint(Frozen):
     kind: Literal["prefill", "decode"]
     n_tokens: Annotated[int, Field(gt=0, le=65536)]
     depth: Annotated[int, Field(ge=0, le=1_048_576)] = 0
+    #: Sequences decoded side by side, each with a cache of its own.
+    n_seq: Annotated[int, Field(gt=0, le=256)] = 1
 
 
 class Suite(Frozen):
@@ -589,6 +606,8 @@ class Settings(Frozen):
     type_v: Line
     n_gpu_layers: int = Field(ge=-1)
     seed: int
+    #: What ``auto`` came to, as llama.cpp says when it makes the context.
+    flash_attn_used: Literal["on", "off", ""] = ""
 
 
 class Backend(Frozen):
@@ -603,13 +622,21 @@ class Backend(Frozen):
 
 
 class Point(Frozen):
-    """Raw times of one suite point. ``prefill``: one time per repetition. ``decode``: one per token and repetition."""
+    """Raw times of one suite point. ``prefill``: one time per repetition. ``decode``: one per step and repetition.
+
+    A step decodes one token of each of ``n_seq`` sequences.
+    """
 
     kind: Literal["prefill", "decode"]
     n_tokens: Count
     depth: int = Field(ge=0)
+    n_seq: Count = 1
     warmup_s: Seconds
     repetitions_s: Annotated[tuple[Annotated[tuple[Seconds, ...], Field(min_length=1)], ...], Field(min_length=1)]
+    #: When each repetition began, in seconds of the run: its place beside ``traces``, and the way to see a drift.
+    at_s: tuple[Moment, ...] = ()
+    #: Of an MoE: how many different experts a layer used, for each layer of some steps counted outside the timing.
+    distinct_experts: Annotated[tuple[Count, ...], Field(max_length=4096)] = ()
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:
@@ -617,14 +644,107 @@ class Point(Frozen):
         for samples in self.repetitions_s:
             if len(samples) != expected:
                 raise ValueError(f"{self.kind}: {len(samples)} times in a repetition, expected {expected}")
+        if self.at_s and len(self.at_s) != len(self.repetitions_s):
+            raise ValueError(f"{self.kind}: {len(self.at_s)} starts for {len(self.repetitions_s)} repetitions")
         return self
 
 
-class Record(Frozen):
-    """One run of one suite on one file on one machine: settings and samples, never a summary."""
+class Trace(Frozen):
+    """What one meter said in the background of a run, moment by moment.
+
+    ``values`` has a list per quantity, named with its unit (``power_w``, ``energy_j``, ``temperature_c``,
+    ``graphics_clock_mhz``, ``memory_clock_mhz``, ``throttle_reasons`` as NVML's bits, ``used_bytes``), ``None`` where the
+    meter gave no answer. ``energy_j`` counts up; everything else is of the moment.
+    """
+
+    #: Which meter: ``NVML GPU 0``, ``RAPL package-0``, ``system``.
+    meter: Line
+    at_s: tuple[Moment, ...]
+    values: dict[Line, tuple[float | None, ...]]
+    #: What it refuses to say.
+    refused: tuple[Line, ...] = ()
+    #: When it stopped answering, if it did.
+    lost_at_s: Moment | None = None
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        for quantity, values in self.values.items():
+            if len(values) != len(self.at_s):
+                raise ValueError(f"{self.meter}: {len(values)} values of {quantity} at {len(self.at_s)} moments")
+        return self
+
+
+class OwnBuffer(Frozen):
+    """One buffer that llama.cpp says it made, as exactly as it prints it."""
+
+    what: Literal["weights", "kv", "recurrent", "compute", "output"]
+    #: The backend's name for the place: ``CPU``, ``CPU_Mapped``, ``CPU_REPACK``, ``CUDA0``.
+    where: Line
+    n_bytes: int = Field(ge=0)
+
+
+class MemoryStage(Frozen):
+    """What the process and the driver held at a moment of the run."""
+
+    stage: Literal["start", "loaded", "context", "ran"]
+    #: Resident memory of the process, and of that what mirrors files; ``None`` where the system does not tell them apart.
+    resident_bytes: Count
+    file_bytes: int | None = None
+    #: Memory in use on each GPU, by all processes, as its driver says.
+    gpu_used_bytes: tuple[int | None, ...] = ()
+
+
+class MemoryUse(Frozen):
+    """Memory three ways for the longest context of the run: predicted before it, llama.cpp's own word, what really grew."""
+
+    n_ctx: Count
+    n_seq: Count = 1
+    #: By part (weights, kv, recurrent, compute, output), as this nbutils had it before the run; empty for a file it cannot count.
+    predicted_bytes: dict[Line, int]
+    own: tuple[OwnBuffer, ...]
+    stages: tuple[MemoryStage, ...]
+
+
+class Neighbours(Frozen):
+    """Processor time during the run, in seconds over all processors: ours, other programs', and what the host took away."""
+
+    wall_s: Seconds
+    n_cpus: Count
+    own_s: float = Field(ge=0)
+    others_s: float = Field(ge=0)
+    #: Steal: a virtual machine's processor wanted to run and did not. ``None`` where the system does not count it.
+    stolen_s: float | None = None
+
+
+class TriedThreads(Frozen):
+    """One number of threads that ``tune`` tried: raw times of each round."""
+
+    n_threads: Count
+    decode_tokens: Count
+    decode_s: tuple[Seconds, ...]
+    prefill_tokens: Count
+    prefill_s: tuple[Seconds, ...]
+
+
+class Kept(Frozen):
+    """What every kind of record has."""
 
     schema_version: Literal[1]
     created: datetime
+    versions: dict[str, Line]
+    commit: Line = ""
+
+    @model_validator(mode="after")
+    def _time_zone(self) -> Self:
+        if self.created.tzinfo is None:
+            raise ValueError("created: needs a time zone")
+        return self
+
+
+class Record(Kept):
+    """One run of one suite on one file on one machine: settings and samples, never a summary."""
+
+    kind: Literal["run"] = "run"
     suite: Suite
     machine: Machine
     backend: Backend
@@ -637,21 +757,118 @@ class Record(Frozen):
     sample_text: Line = ""
     #: NVML's clocks, power, temperature and throttle reasons before and after; empty without a GPU.
     states: tuple[dict[str, Any], ...] = ()
-    versions: dict[str, Line]
-    commit: Line = ""
+    traces: tuple[Trace, ...] = ()
+    memory: MemoryUse | None = None
+    neighbours: Neighbours | None = None
+    #: What ``tune`` tried before; empty when the number of threads was given.
+    tuned: tuple[TriedThreads, ...] = ()
 
     @model_validator(mode="after")
     def _suite_is_what_was_run(self) -> Self:
-        asked = [(p.kind, p.n_tokens, p.depth) for p in self.suite.points]
-        ran = [(p.kind, p.n_tokens, p.depth) for p in self.points]
+        asked = [(p.kind, p.n_tokens, p.depth, p.n_seq) for p in self.suite.points]
+        ran = [(p.kind, p.n_tokens, p.depth, p.n_seq) for p in self.points]
         if asked != ran:
             raise ValueError(f"points {ran} are not the suite's {asked}")
         for point in self.points:
             if len(point.repetitions_s) != self.suite.repetitions:
                 raise ValueError(f"{point.kind}: {len(point.repetitions_s)} repetitions, the suite says {self.suite.repetitions}")
-        if self.created.tzinfo is None:
-            raise ValueError("created: needs a time zone")
         return self
+
+
+class SustainRecord(Kept):
+    """Decode for minutes on end, in blocks of equally many tokens, with the meters beside it."""
+
+    kind: Literal["sustain"]
+    machine: Machine
+    backend: Backend
+    model: FileFacts
+    settings: Settings
+    minutes: Number
+    #: Tokens of a block, and the depth at which every block starts.
+    block_tokens: Count
+    depth: int = Field(ge=0)
+    at_s: Annotated[tuple[Moment, ...], Field(min_length=1, max_length=20_000)]
+    block_s: Annotated[tuple[Seconds, ...], Field(min_length=1, max_length=20_000)]
+    traces: tuple[Trace, ...] = ()
+    neighbours: Neighbours | None = None
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if len(self.at_s) != len(self.block_s):
+            raise ValueError(f"{len(self.at_s)} starts for {len(self.block_s)} blocks")
+        return self
+
+
+class ServedRequest(Frozen):
+    """One streamed completion. Times in seconds from the moment the request was sent."""
+
+    #: How many requests were in flight at most, of which this one was one; and when it was sent, in seconds of the run.
+    concurrency: Count
+    at_s: Moment
+    #: As the server counts; ``None`` where it does not say.
+    n_prompt_tokens: int | None = None
+    n_completion_tokens: int | None = None
+    n_cached_tokens: int | None = None
+    n_reasoning_tokens: int | None = None
+    #: Arrival of each piece of content, reasoning included; the first is TTFT.
+    content_at_s: tuple[Moment, ...] = ()
+    #: How many of these pieces are reasoning, at the start.
+    n_reasoning_pieces: int = Field(default=0, ge=0)
+    end_s: Moment
+    finish: Line = ""
+    #: Why the samples end early; empty for a whole answer.
+    problem: Line = ""
+
+
+class ServedRecord(Kept):
+    """A server that speaks the OpenAI protocol, measured from outside."""
+
+    kind: Literal["endpoint"]
+    machine: Machine
+    #: Never the address: whether the server is on this machine, on a private network or elsewhere.
+    place: Literal["this machine", "private network", "elsewhere"]
+    model: Line
+    software: Line = ""
+    #: ``chat`` or ``completions``, and what was asked for.
+    interface: Literal["chat", "completions"]
+    prompt_tokens_asked: Count
+    max_tokens: Count
+    requests: Annotated[tuple[ServedRequest, ...], Field(min_length=1)]
+    warmup: tuple[ServedRequest, ...] = ()
+
+
+class BenchTest(Frozen):
+    """One row of llama-bench: a prompt, a generation or one after the other."""
+
+    n_prompt: int = Field(ge=0)
+    n_gen: int = Field(ge=0)
+    n_depth: int = Field(ge=0)
+    test_time: Line
+    avg_ns: Count
+    stddev_ns: int = Field(ge=0)
+    #: Empty where the file has none, as CSV.
+    samples_ns: tuple[Count, ...] = ()
+
+
+class BenchRecord(Kept):
+    """What llama-bench measured: one file with one set of settings. ``settings`` keeps the program's own names and words."""
+
+    kind: Literal["llama-bench"]
+    build_commit: Line
+    build_number: int = Field(ge=0)
+    cpu_info: Line
+    gpu_info: Line = ""
+    backends: Line
+    #: The file's name without its folder.
+    model_filename: Line
+    model_type: Line
+    model_size: Count
+    model_n_params: Count
+    settings: dict[Line, bool | int | float | Line]
+    tests: Annotated[tuple[BenchTest, ...], Field(min_length=1)]
+
+
+AnyRecord = Record | SustainRecord | ServedRecord | BenchRecord
 
 
 def _check_sources(value: BaseModel, sources: dict[str, Source]) -> None:

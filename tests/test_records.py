@@ -157,7 +157,7 @@ def test_a_file_that_is_too_large_is_not_even_parsed(tmp_path: Path) -> None:
 
 
 def test_a_record_that_would_be_too_large_is_not_written(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="over the limit of 500,000 bytes; use fewer tokens, repetitions or minutes"):
+    with pytest.raises(DataError, match="over the limit of 500,000; use fewer tokens, repetitions or minutes"):
         records.write(with_machine(notes=("x" * 400,) * 1300), tmp_path)
     assert everything_in(tmp_path) == []
 

@@ -81,9 +81,7 @@ def write(record: AnyRecord, folder: Path | None = None) -> Path:
     """
     text = canonical(record.model_dump(mode="json")).decode() + "\n"
     if len(text.encode()) > MAX_BYTES:
-        raise DataError(
-            f"record of {len(text):,} bytes is over the limit of {MAX_BYTES:,}; measure for a shorter time, or fewer tokens and repetitions"
-        )
+        raise DataError(f"record of {len(text):,} bytes is over the limit of {MAX_BYTES:,}; use fewer tokens, repetitions or minutes")
     path = (folder or paths.user_records_dir() / device_of(record)) / file_name(record)
     try:
         with paths.atomic_path(path) as temporary:

@@ -2,6 +2,8 @@
 #   make book              measure this machine and build the book
 #   make book CPU=1        the same on the processor, on a machine with a GPU
 #   make book ARGS='--suite full'
+# And one for who doubts the instrument: nbutils beside llama-bench, built from the source that the pinned binding carries.
+#   make parity            three quarters of an hour on two cores; make parity ARGS=--help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ endif
 # Tests that build whole books and open them in a browser.
 BOOKS := tests/test_build.py tests/browser
 
-.PHONY: book test install clean
+.PHONY: book test parity install clean
 book: install
 	$(BIN)/nbutils book $(ARGS)
 
@@ -37,6 +39,9 @@ test: install
 	$(BIN)/pytest $(BOOKS:%=--ignore=%); rest=$$?; \
 	wait $$books; built=$$?; cat _build/test-books.log; exit $$((rest + built))
 	$(BIN)/pytest --nbval notebooks -p no:cacheprovider
+
+parity: install
+	$(BUILD) $(BIN)/python tests/bench_parity.py $(ARGS)
 
 install: $(VENV)/installed
 

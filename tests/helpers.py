@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,26 @@ from hypothesis import strategies as st
 
 from nbutils import paths, registry
 from nbutils.specs import (
+    AnyRecord,
     Backend,
+    BenchRecord,
+    BenchTest,
     Experts,
     FileFacts,
     Machine,
     Model,
     Point,
     Record,
+    ServedRecord,
+    ServedRequest,
     Settings,
     Shape,
     Source,
     Suite,
     SuitePoint,
+    SustainRecord,
     TensorGroup,
+    Trace,
     Yardstick,
 )
 from nbutils.tensors import Variant, variant
@@ -40,6 +47,18 @@ settings.register_profile("nbutils", deadline=None, database=None, derandomize=T
 settings.load_profile("nbutils")
 
 MIB = 2**20
+
+#: What the engine is told when nobody sets anything, with one thread.
+ENGINE_SETTINGS: dict[str, Any] = {
+    "n_threads": 1,
+    "n_batch": 2048,
+    "n_ubatch": 512,
+    "n_gpu_layers": 0,
+    "flash_attn": "auto",
+    "type_k": "F16",
+    "type_v": "F16",
+    "seed": 1,
+}
 
 
 def make_record(**changes: Any) -> Record:
@@ -107,6 +126,123 @@ def make_record(**changes: Any) -> Record:
         "versions": {"nbutils": "0.1.0", "python": "3.11.7"},
     }
     return Record(**(fields | changes))
+
+
+#: Two bytes a weight, an embedding that nobody multiplies with, and a quarter of the experts for a token: sums for paper.
+PAPER_MOE = FileFacts(
+    name="paper-moe",
+    origin="stand-in",
+    architecture="qwen3moe",
+    gguf_type="F16",
+    n_parameters=500,
+    file_bytes=1100,
+    n_layer=1,
+    n_ctx_train=64,
+    n_expert=8,
+    n_expert_used=2,
+    kv_bytes_per_token=10,
+    tensors=(
+        TensorGroup(role="embedding", n_bytes=300, n_elements=150),
+        TensorGroup(role="experts", n_bytes=400, n_elements=200),
+        TensorGroup(role="output", n_bytes=100, n_elements=50),
+        TensorGroup(role="other", n_bytes=200, n_elements=100),
+    ),
+    type_bytes_read={"F16": 400},
+    header_sha256="0" * 64,
+)
+
+
+def make_sustain(**changes: Any) -> SustainRecord:
+    """Six blocks of 16 tokens on the laptop of ``make_record``, each slower than the one before, with its thermometer beside them."""
+    run = make_record()
+    at_s = tuple(1.0 + 10.2 * i for i in range(6))
+    fields: dict[str, Any] = {
+        "schema_version": 1,
+        "kind": "sustain",
+        "created": run.created,
+        "versions": run.versions,
+        "machine": run.machine,
+        "backend": run.backend,
+        "model": run.model,
+        "settings": run.settings,
+        "minutes": 1.0,
+        "block_tokens": 16,
+        "depth": 32,
+        "at_s": at_s,
+        "block_s": tuple(10.0 + 0.02 * i for i in range(6)),
+        "traces": (Trace(meter="system", at_s=at_s, values={"temperature_c": (50.0, 60.0, 70.0, 75.0, 78.0, None)}),),
+    }
+    return SustainRecord(**(fields | changes))
+
+
+def make_served(**changes: Any) -> ServedRecord:
+    """Two levels of requests to a server: one alone, then two in flight, of which one broke off."""
+
+    def answer(concurrency: int, at_s: float, *, problem: str = "") -> ServedRequest:
+        content = tuple(0.2 + 0.05 * concurrency * i for i in range(3 if problem else 8))
+        return ServedRequest(
+            concurrency=concurrency,
+            at_s=at_s,
+            n_prompt_tokens=64,
+            n_completion_tokens=None if problem else 8,
+            content_at_s=content,
+            end_s=content[-1] + 0.01,
+            finish="" if problem else "length",
+            problem=problem,
+        )
+
+    fields: dict[str, Any] = {
+        "schema_version": 1,
+        "kind": "endpoint",
+        "created": make_record().created,
+        "versions": make_record().versions,
+        "machine": make_record().machine,
+        "place": "this machine",
+        "model": "some-model",
+        "software": "a server 1.0",
+        "interface": "completions",
+        "prompt_tokens_asked": 64,
+        "max_tokens": 8,
+        "concurrency": (1, 2),
+        "repetitions": 1,
+        "timeout_s": 30.0,
+        "options": {"temperature": 0},
+        "n_prompt_words": 48,
+        "requests": (answer(1, 0.0), answer(2, 1.0), answer(2, 1.0, problem="the connection was cut")),
+    }
+    return ServedRecord(**(fields | changes))
+
+
+def make_bench(**changes: Any) -> BenchRecord:
+    """A prompt with two samples, and a generation of which only the mean was printed."""
+    when = "2026-01-05T12:00:00Z"
+    fields: dict[str, Any] = {
+        "schema_version": 1,
+        "kind": "llama-bench",
+        "created": make_record().created,
+        "versions": make_record().versions,
+        "build_commit": "0a1b2c3d",
+        "build_number": 7000,
+        "cpu_info": "Example CPU",
+        "backends": "CPU",
+        "model_filename": "some-model-Q4_K_M.gguf",
+        "model_type": "qwen3 8B Q4_K - Medium",
+        "model_size": 5_000_000_000,
+        "model_n_params": 8_000_000_000,
+        "settings": {"n_batch": 2048, "n_threads": 2, "type_k": "f16", "flash_attn": -1},
+        "tests": (
+            BenchTest(
+                n_prompt=512, n_gen=0, n_depth=0, test_time=when, avg_ns=2 * 10**9, stddev_ns=14_142_135, samples_ns=(199 * 10**7, 201 * 10**7)
+            ),
+            BenchTest(n_prompt=0, n_gen=128, n_depth=4096, test_time=when, avg_ns=10**10, stddev_ns=0, avg_ts=12.8, stddev_ts=0.0),
+        ),
+    }
+    return BenchRecord(**(fields | changes))
+
+
+#: A plausible record of every kind, by the name of the kind.
+MAKERS: dict[str, Callable[..., AnyRecord]] = {"run": make_record, "sustain": make_sustain, "endpoint": make_served, "llama-bench": make_bench}
+each_record = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
 def make_model(architecture: str = "llama", *, formats: tuple[str, ...] = (), **shape: Any) -> Model:

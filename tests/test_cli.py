@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,8 @@ import typer.main
 
 import nbutils
 from helpers import copy_of_data, make_record
-from nbutils import build, cli, paths, records
+from nbutils import build, cli, measure, paths, records, registry
+from nbutils.specs import SuitePoint
 
 MAIN = "from nbutils.cli import main; main()"
 
@@ -36,7 +39,8 @@ ALL = list(commands(typer.main.get_command(cli.app)))
 
 
 def test_the_commands_are_known() -> None:
-    assert {("book",), ("clean",), ("measure",), ("probe",), ("run",), ("check-data",), ("notebooks",), ("records", "submit")} <= set(ALL)
+    assert {("book",), ("clean",), ("run",), ("check-data",), ("notebooks",), ("records", "submit")} <= set(ALL)
+    assert {("measure",), ("tune",), ("sustain",), ("probe",), ("import", "llama-bench")} <= set(ALL)
     assert {("fit",), ("limits",), ("need",), ("devices",), ("models",), ("buffers",)} <= set(ALL)
 
 
@@ -244,6 +248,88 @@ def test_a_request_to_end_ends_the_child_too(small_file: Path, own_home: Path) -
     assert records.list_records() == []
 
 
+def files_in(home: Path) -> dict[str, bytes]:
+    """Everything private but the cache, by its place: records, whole or half written, and notes of runs underway."""
+    found = {folder: sorted((home / folder).rglob("*")) for folder in ("records", "underway")}
+    return {path.relative_to(home).as_posix(): path.read_bytes() for paths_ in found.values() for path in paths_ if path.is_file()}
+
+
+def test_ten_kills_at_random_moments_leave_earlier_records_whole_and_say_how_to_go_on(
+    small_file: Path, own_home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Half of them hit llama.cpp's process, whose parent must say so; half the parent, for which the next run must speak."""
+    first = make_record()
+    records.write(first)
+    before = files_in(own_home)
+    draw = random.Random(20261120)
+    victims = ["child", "parent"] * 5
+    draw.shuffle(victims)
+    arguments = ["measure", "-m", str(small_file), "-p", "64", "-n", "32", "-r", "20", "-t", "1", "--cpu"]
+    again = shlex.join(["nbutils", *arguments])
+    # Asked before, so that of the children only those are left without which nothing can be measured.
+    engine_settings = measure.settings_of(measure.Knobs(), use_gpu=False, n_ctx=64)
+    assert measure._predicted(small_file, SuitePoint(kind="prefill", n_tokens=64), engine_settings)[0]
+    owed = False
+    for victim in victims:
+        process = started(*arguments)
+        note = own_home / "underway" / f"{process.pid}.json"
+        while not note.is_file() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 1.5))
+        if victim == "child":
+            a_child_of(process).kill()
+        else:
+            orphans = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            assert all(ends(child) for child in orphans)
+        _, err = process.communicate(timeout=60)
+        lines = err.splitlines()
+        if owed:
+            told = lines.pop(0)
+            assert told.startswith("nbutils: an earlier run was cut off")
+            assert told.endswith(f"every record before it is whole; to go on, run it again: {again}")
+        if victim == "child":
+            assert process.returncode == 1
+            (line,) = lines
+            assert line.startswith("nbutils: llama.cpp's process was ended by SIGKILL")
+            assert "nothing was recorded" in line
+        else:
+            assert lines == []
+        owed = victim == "parent"
+        left = files_in(own_home)
+        assert (left.pop(f"underway/{process.pid}.json", None) is not None) == owed
+        assert left == before, "the earlier record to the last byte; no other, whole or half, and no note of what ended in order"
+    assert [records.read_any(path) for path in records.list_records()] == [first]
+    capfd.readouterr()
+    with records.underway():
+        pass
+    assert (again in capfd.readouterr().err) == owed
+    assert files_in(own_home) == before
+
+
+def test_a_run_killed_between_writing_its_record_and_naming_it_leaves_no_record(own_home: Path, run: Run) -> None:
+    """The one moment at which half a file lies beside the whole ones: nobody takes it for a record, and it is cleared away."""
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from helpers import make_record\n"
+        "from nbutils import records\n"
+        "pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+        "records.write(make_record())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], check=False)
+    assert done.returncode != 0
+    (half,) = files_in(own_home)
+    assert half.endswith(".part")
+    assert records.list_records() == []
+    assert "no records in" in run("records", "list")[1]
+    os.utime(own_home / half, (time.time() - 3600,) * 2)
+    with records.underway():
+        pass
+    assert files_in(own_home) == {}
+
+
 def test_stand_ins_are_made_on_their_own_and_listed_as_json() -> None:
     said = subprocess.run([sys.executable, "-c", MAIN, "stand-ins", "--small", "--json"], capture_output=True, text=True, check=True)
     rows = json.loads(said.stdout)
@@ -266,13 +352,14 @@ def test_two_sizes_at_once_are_misuse() -> None:
 def test_a_run_that_names_a_missing_record_is_a_problem_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tmp_path / "data"
     shutil.copytree(paths.data_dir(), data)
-    next((data / "records").glob("*/*.json")).unlink()
+    (missing,) = registry.load_run("dev-machine-sustain").records
+    (data / "records" / missing).unlink()
     said = subprocess.run(
         [sys.executable, "-c", MAIN, "check-data"], capture_output=True, text=True, check=False, env=os.environ | {"NBUTILS_DATA": str(data)}
     )
     assert said.returncode == 1
     problem, total = said.stderr.splitlines()
-    assert problem.startswith("data/runs/dev-machine.yaml: records: no file 'unlisted/")
+    assert problem == f"data/runs/dev-machine-sustain.yaml: records: no file {missing!r} in data/records"
     assert total == "nbutils: 1 problem in data/"
 
 

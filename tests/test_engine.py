@@ -18,18 +18,17 @@ import gguf
 import psutil
 import pytest
 
-from helpers import in_child
-from nbutils import _allocations, _engine_child, engine, gguf_files, registry
+from helpers import ENGINE_SETTINGS, in_child
+from nbutils import _allocations, _bench, engine, gguf_files, registry
 from nbutils._ggml import TYPES
 from nbutils.errors import EngineError, NbutilsError, UsageError
 from nbutils.tensors import weight_bytes_read
 
-SETTINGS = {"n_threads": 1, "n_batch": 2048, "n_ubatch": 512, "n_gpu_layers": 0, "flash_attn": "auto", "seed": 1}
 POINTS = [{"kind": "prefill", "n_tokens": 16, "depth": 0}, {"kind": "decode", "n_tokens": 4, "depth": 16}]
 
 
-def measure(path: Path, progress: Callable[[str], None] | None = None) -> dict[str, Any]:
-    return engine.measure_file(path, points=POINTS, repetitions=2, yardstick_s=0.01, settings=SETTINGS, progress=progress)
+def measure(path: Path, progress: Callable[[str], None] | None = None, *, yardstick_s: float = 0) -> dict[str, Any]:
+    return engine.measure_file(path, points=POINTS, repetitions=2, yardstick_s=yardstick_s, settings=ENGINE_SETTINGS, progress=progress)
 
 
 def children() -> list[psutil.Process]:
@@ -160,7 +159,7 @@ def test_a_child_that_says_something_else_than_events_is_one_line(tmp_path: Path
 
 def test_every_point_has_its_samples_and_every_sample_is_positive(small_file: Path) -> None:
     stages: list[str] = []
-    found = measure(small_file, stages.append)
+    found = measure(small_file, stages.append, yardstick_s=0.01)
     prefill, decode = found["points"]
     assert [len(r) for r in prefill["repetitions_s"]] == [1, 1]
     assert [len(r) for r in decode["repetitions_s"]] == [4, 4]
@@ -173,11 +172,19 @@ def test_every_point_has_its_samples_and_every_sample_is_positive(small_file: Pa
     read = found["facts"]["type_bytes_read"]
     matter = {kind for kind, n in read.items() if n >= sum(read.values()) / 10}
     assert matter == {"Q4_K", "Q6_K"}
-    assert {(k["tensor_type"], k["placement"], k["when"]) for k in found["kernels"]} == {
-        (kind, "cache", when) for kind in matter for when in ("before", "after")
-    }
+    vectors, matrices = ({(k["tensor_type"], k["when"]) for k in found["kernels"] if (k["n_batch"] > 1) == many} for many in (False, True))
+    assert vectors == {(kind, when) for kind in matter for when in ("before", "after")}
+    assert matrices == {(kind, "before") for kind in matter}, "what a prompt can reach at most is asked once"
+    assert {k["placement"] for k in found["kernels"] if k["n_batch"] == 1} == {"cache"}
     assert stages[0] == "loading"
     assert children() == []
+
+
+def test_yardsticks_of_no_length_are_none(small_file: Path) -> None:
+    """What is timed is the same; a tool that only wants rates need not wait for the rulers."""
+    found = measure(small_file)
+    assert (found["yardsticks"], found["kernels"]) == ([], [])
+    assert [len(p["repetitions_s"]) for p in found["points"]] == [2, 2]
 
 
 def test_facts_agree_with_the_reader_of_the_gguf_project(small_file: Path) -> None:
@@ -210,11 +217,11 @@ def test_every_parameter_that_we_set_is_a_field_of_the_installed_binding() -> No
     """ctypes takes any attribute name in silence: setting a field that was renamed would do nothing."""
     structs = ("llama_model_params", "llama_context_params", "llama_model_quantize_params")
     fields = in_child(f"import json, llama_cpp as l; print(json.dumps({{s: [f[0] for f in getattr(l, s)._fields_] for s in {structs}}}))")
-    measuring, planning = set(parameters_set_in(_engine_child)), set(parameters_set_in(_allocations))
+    measuring, planning = set(parameters_set_in(_bench)), set(parameters_set_in(_allocations))
     for struct_name, name in measuring | planning:
         assert name in fields[struct_name], f"{struct_name} has no {name}"
     context = {"n_ctx", "n_batch", "n_ubatch", "flash_attn_type", "type_k", "type_v", "swa_full"}
-    assert {"n_gpu_layers", "n_threads", "n_threads_batch", *context} <= {name for _, name in measuring}
+    assert {"n_gpu_layers", "n_threads", "n_threads_batch", "n_seq_max", "cb_eval", *context} <= {name for _, name in measuring}
     assert {"no_alloc", "load_mode", "devices", "n_gpu_layers", "n_seq_max", "ftype", "dry_run", *context} <= {name for _, name in planning}
 
 

@@ -6,35 +6,15 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from helpers import make_record, stored
+from helpers import PAPER_MOE, make_record, stored
 from nbutils import explain, fit, frames, limits, places, registry
 from nbutils.errors import DataError, UnknownId
 from nbutils.oracle import Comparison
 from nbutils.places import Place
-from nbutils.specs import Figure, FileFacts, KernelRate, Machine, Point, Record, Suite, SuitePoint, TensorGroup, Yardstick
-
-EXPERTS = FileFacts(
-    name="paper-moe",
-    origin="stand-in",
-    architecture="qwen3moe",
-    gguf_type="F16",
-    n_parameters=500,
-    file_bytes=1100,
-    n_layer=1,
-    n_ctx_train=64,
-    n_expert=8,
-    n_expert_used=2,
-    kv_bytes_per_token=10,
-    tensors=(
-        TensorGroup(role="embedding", n_bytes=300, n_elements=150),
-        TensorGroup(role="experts", n_bytes=400, n_elements=200),
-        TensorGroup(role="output", n_bytes=100, n_elements=50),
-        TensorGroup(role="other", n_bytes=200, n_elements=100),
-    ),
-    type_bytes_read={"F16": 400},
-    header_sha256="0" * 64,
-)
+from nbutils.specs import Figure, KernelRate, Machine, Point, Record, Suite, SuitePoint, Yardstick
 
 
 def ruler(when: str, samples_s: tuple[float, ...], *, method: str = "ruler", where: str = "cpu", kind: str = "read") -> Yardstick:
@@ -53,7 +33,7 @@ def paper_record(token_s: float = 1.0, **changes: object) -> Record:
     fields: dict[str, object] = {
         "suite": suite,
         "points": (point,),
-        "model": EXPERTS,
+        "model": PAPER_MOE,
         "yardsticks": (ruler("before", (1.25, 1.0, 0.8)), ruler("after", (1.0, 1.0, 0.5))),
         "kernels": (kernel("cache", (0.3, 0.25, 0.2)), kernel("memory", (1.0,))),
     }
@@ -90,6 +70,105 @@ def test_the_rate_is_the_median_of_repetitions_between_the_slowest_and_the_faste
     point = Point(kind="prefill", n_tokens=60, depth=0, warmup_s=9, repetitions_s=((6.0,), (1.0,), (2.0,)))
     (row,) = frames.measured_frame([paper_record(suite=suite, points=(point,))]).to_dict("records")
     assert (row["tok_per_s"], row["low"], row["high"]) == (30, 10, 60)
+
+
+def one_point(point: Point, **changes: object) -> Record:
+    """``paper_record`` with one point of any shape."""
+    asked = SuitePoint(kind=point.kind, n_tokens=point.n_tokens, depth=point.depth, n_seq=point.n_seq)
+    suite = Suite(id="paper", name="Paper", points=(asked,), repetitions=len(point.repetitions_s), yardstick_s=0.1)
+    return paper_record(suite=suite, points=(point,), **changes)
+
+
+def test_how_far_repetitions_vary_and_drift() -> None:
+    """Rates 10, 10, 20, 30: mean 17.5, sample deviation 9.574; the later half's median is 25, the earlier's 10."""
+    point = Point(kind="prefill", n_tokens=60, depth=0, warmup_s=9, repetitions_s=((6.0,), (6.0,), (3.0,), (2.0,)))
+    (row,) = frames.measured_frame([one_point(point)]).to_dict("records")
+    assert row["cv"] == pytest.approx(9.5743 / 17.5, rel=1e-4)
+    assert row["drift"] == pytest.approx(1.5)
+    assert row["warmup_s"] == 9
+
+
+def test_of_an_odd_number_of_repetitions_the_middle_one_drifts_nowhere() -> None:
+    point = Point(kind="prefill", n_tokens=60, depth=0, warmup_s=9, repetitions_s=((6.0,), (0.001,), (3.0,)))
+    (row,) = frames.measured_frame([one_point(point)]).to_dict("records")
+    assert row["drift"] == pytest.approx(1.0)
+
+
+def test_one_repetition_neither_varies_nor_drifts() -> None:
+    point = Point(kind="prefill", n_tokens=60, depth=0, warmup_s=9, repetitions_s=((6.0,),))
+    (row,) = frames.measured_frame([one_point(point)]).to_dict("records")
+    assert (row["cv"], row["drift"]) == (None, None)
+
+
+def test_the_time_between_tokens_is_told_by_its_median_and_its_slow_end() -> None:
+    """Twenty steps of 1 to 20 s over two repetitions: half are above 10.5, and one in twenty above 19.05."""
+    steps = tuple(float(n) for n in range(1, 21))
+    point = Point(kind="decode", n_tokens=10, depth=0, warmup_s=1, repetitions_s=(steps[::2], steps[1::2]))
+    (row,) = frames.measured_frame([one_point(point)]).to_dict("records")
+    assert (row["itl_median_s"], row["itl_p95_s"]) == pytest.approx((10.5, 19.05))
+
+
+def side_by_side(n_seq: int, *, counted: tuple[int, ...] = (), step_s: float = 1.0) -> Record:
+    return one_point(Point(kind="decode", n_tokens=4, depth=8, n_seq=n_seq, warmup_s=1, repetitions_s=((step_s,) * 4,) * 2, distinct_experts=counted))
+
+
+@pytest.mark.parametrize(
+    ("n_seq", "counted", "experts"),
+    [
+        (1, (), 2),
+        (1, (2, 2), 2),
+        (2, (), 8 * (1 - 0.75**2)),  # 3.5 of 8 when two tokens choose two each, evenly
+        (2, (2, 3, 4, 4), 3.25),
+        (64, (), 8 * (1 - 0.75**64)),
+    ],
+)
+def test_a_step_of_several_sequences_reads_the_experts_of_all_and_the_cache_of_each(n_seq: int, counted: tuple[int, ...], experts: float) -> None:
+    """300 bytes every token needs, 50 an expert, and for each sequence 10 bytes at 10 places."""
+    record = side_by_side(n_seq, counted=counted)
+    assert frames.distinct_experts(record, record.points[0]) == pytest.approx(experts)
+    assert frames.step_bytes(record, record.points[0]) == pytest.approx(300 + 50 * experts + n_seq * 10 * (8 + 4 / 2))
+
+
+@given(n_seq=st.integers(1, 256), step_s=st.floats(1e-4, 1e3))
+def test_rate_ceiling_share_and_bytes_of_any_batch_agree(n_seq: int, step_s: float) -> None:
+    """All sequences together: the share is the rate over the ceiling, and the bytes of a step over what the memory delivers meanwhile."""
+    (row,) = frames.measured_frame([side_by_side(n_seq, step_s=step_s)]).to_dict("records")
+    assert row["n_seq"] == n_seq
+    assert row["tok_per_s"] == pytest.approx(n_seq / step_s)
+    assert row["share"] * row["ceiling_tok_per_s"] == pytest.approx(row["tok_per_s"])
+    assert row["share"] == pytest.approx(row["step_bytes"] / (row["bandwidth"] * step_s))
+    assert row["achieved"] == pytest.approx(row["share"] * row["bandwidth"])
+    assert row["itl_median_s"] == pytest.approx(step_s)
+
+
+def test_what_binds_a_batch_is_unknown_where_only_one_vector_was_timed() -> None:
+    walls = [frames.measured_frame([side_by_side(n)])["wall"].iloc[0] for n in (1, 2)]
+    assert walls == ["overhead", "unknown"]
+
+
+def test_rows_of_one_and_of_several_sequences_stand_apart_and_say_which_they_are() -> None:
+    frame = frames.measured_frame([side_by_side(1), side_by_side(4)])
+    summary = frames.summary_frame(frame)
+    assert list(summary["n_seq"]) == [1, 4]
+    assert list(summary["decode"]) == [1, 4]
+    assert "n_seq" in frames.summary_headings(frame)
+    assert "n_seq" not in frames.summary_headings(frame[frame["n_seq"] == 1])
+
+
+@pytest.mark.parametrize(
+    ("type_k", "type_v", "share"), [("F16", "F16", 1), ("Q8_0", "Q8_0", 34 / 64), ("Q8_0", "F16", (34 + 64) / 128), ("F16", "Q4_0", (64 + 18) / 128)]
+)
+def test_a_smaller_cache_type_makes_a_step_read_less(type_k: str, type_v: str, share: float) -> None:
+    settings = make_record().settings.model_copy(update={"type_k": type_k, "type_v": type_v})
+    record = paper_record(settings=settings)
+    assert frames.cache_bytes_per_token(record) == pytest.approx(10 * share)
+    assert frames.step_bytes(record, record.points[0]) == pytest.approx(400 + 100 * share)
+
+
+def test_where_layers_are_not_all_alike_the_cache_is_left_out() -> None:
+    record = paper_record(model=PAPER_MOE.model_copy(update={"kv_bytes_per_token": None}))
+    assert frames.cache_bytes_per_token(record) == 0
+    assert frames.step_bytes(record, record.points[0]) == 400
 
 
 def test_bandwidth_is_the_better_methods_median_in_the_memory_the_weights_lie_in() -> None:
@@ -548,7 +627,7 @@ def test_arithmetic_of_several_types_adds_up_in_time() -> None:
         sizes = {"n_rows": 1, "n_columns": 1, "n_batch": 1, "n_threads": 1, "n_bytes": 10**9}
         return KernelRate(when="before", tensor_type=kind, placement="cache", samples_s=(seconds,), **sizes)
 
-    model = EXPERTS.model_copy(update={"type_bytes_read": {"Q4_K": 400, "Q6_K": 400, "F32": 8}})
+    model = PAPER_MOE.model_copy(update={"type_bytes_read": {"Q4_K": 400, "Q6_K": 400, "F32": 8}})
     record = make_record(model=model, kernels=(kernel("Q4_K", 0.01), kernel("Q6_K", 0.02)))
     assert frames.measured_frame([record])["arithmetic"].iloc[0] == pytest.approx(1e11 / 1.5)
     only_one = make_record(model=model, kernels=(kernel("F32", 0.01),))

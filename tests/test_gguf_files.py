@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import sys
@@ -13,19 +14,20 @@ import numpy as np
 import pytest
 
 from helpers import in_child
-from nbutils import gguf_files, registry
+from nbutils import _ggml, gguf_files, registry
 from nbutils.errors import DataError, MissingExtra, UnknownId
-from nbutils.gguf_files import FORMATS, SIZES, StandIn, choose_size, make, make_all, parse_stand_in, stand_in_model, stand_in_path
+from nbutils.gguf_files import FORMATS, ON_DEMAND, SIZES, StandIn, choose_size, make, make_all, parse_stand_in, stand_in_model, stand_in_path
 from nbutils.gguf_header import read_file
+from nbutils.subjects import variant_of_header
 from nbutils.tensors import parameters, tensor_bytes, tensor_type, tensors, weight_bytes
 
-SMALL = [StandIn(kind, "small", format_id) for kind in ("dense", "moe") for format_id in FORMATS]
+SMALL = [StandIn(kind, "small", format_id) for kind in ("dense", "moe") for format_id in (*FORMATS, *ON_DEMAND)]
 each_small = pytest.mark.parametrize("stand_in", SMALL, ids=lambda s: s.file_name.removesuffix(".gguf"))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[StandIn, Path]]:
-    """The six small files, made once by :func:`make_all`."""
+    """All small files, made once by :func:`make_all`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NBUTILS_HOME", str(tmp_path_factory.mktemp("home")))
         yield dict(zip(SMALL, make_all(SMALL, registry.load_formats()), strict=True))
@@ -62,6 +64,31 @@ def test_two_homes_hold_the_same_bytes(stand_in: StandIn, made: dict[StandIn, Pa
     assert sha256(again) == sha256(made[stand_in])
 
 
+#: Digests of the weights, by kind and format. Another digest is another file, and rates that were measured with it are no longer of this one.
+DIGESTS: dict[str, dict[str, str]] = {
+    "dense": {
+        "F16": "f07ac8a8a0b41e1f",
+        "Q8_0": "fafde831aa5f4de6",
+        "Q4_K_M": "0ce3ecfd0c2ba890",
+        "MXFP4_GGUF": "bb3a93e927f6c935",
+        "NVFP4_GGUF": "e02d3ec14ec0a68d",
+    },
+    "moe": {
+        "F16": "7f8819a3e6409812",
+        "Q8_0": "62b40ca290ff91ce",
+        "Q4_K_M": "ba4b18b5a82c5493",
+        "MXFP4_GGUF": "82dcab35e9640fd9",
+        "NVFP4_GGUF": "23f00f29a39a9767",
+    },
+}
+
+
+@each_small
+def test_the_bytes_are_those_that_were_measured(stand_in: StandIn, made: dict[StandIn, Path]) -> None:
+    data = made[stand_in].read_bytes()[read_file(made[stand_in]).data_offset :]
+    assert hashlib.sha256(data).hexdigest()[:16] == DIGESTS[stand_in.kind][stand_in.format]
+
+
 @each_small
 def test_the_gguf_package_reads_it_and_counts_our_bytes(stand_in: StandIn, made: dict[StandIn, Path]) -> None:
     model, fmt = stand_in_model(stand_in.kind, stand_in.size), registry.load_format(stand_in.format)
@@ -78,7 +105,7 @@ def test_progress_adds_up_to_the_weights(stand_in: StandIn, home: Path) -> None:
     assert sum(seen) == weight_bytes(stand_in_model(stand_in.kind, stand_in.size), registry.load_format(stand_in.format))
 
 
-def test_no_two_pages_of_weights_are_alike_in_all_six_files(made: dict[StandIn, Path]) -> None:
+def test_no_two_pages_of_weights_are_alike_in_all_files(made: dict[StandIn, Path]) -> None:
     """Equal pages could be merged, and a cache or a compressing memory would then serve what should be read."""
     hashes: list[bytes] = []
     for path in made.values():
@@ -104,6 +131,58 @@ def test_weights_come_out_near_zero_and_0_02_wide(stand_in: StandIn, made: dict[
             assert np.isfinite(values).all(), tensor.name
             assert abs(values.mean()) < 0.005, tensor.name
             assert 0.01 < values.std() < 0.04, tensor.name
+
+
+@pytest.mark.parametrize(("stand_in", "kind"), [(s, s.format.removesuffix("_GGUF")) for s in SMALL if s.format in ON_DEMAND], ids=str)
+def test_a_four_bit_float_is_one_of_fifteen_values_as_llama_cpp_reads_it(stand_in: StandIn, kind: str, made: dict[StandIn, Path]) -> None:
+    """E2M1 is 0, 1/2, 1, 3/2, 2, 3, 4 or 6 with a sign, here times 2^-7; ggml's own C function says so too."""
+    import llama_cpp
+    from gguf.quants import dequantize
+
+    expected = {sign * value / 128 for sign in (-1, 1) for value in (0, 0.5, 1, 1.5, 2, 3, 4, 6)}
+    (library,) = _ggml._library_files(Path(llama_cpp.__file__).parent / "lib")[:1]
+    of_ggml = getattr(ctypes.CDLL(str(library)), f"dequantize_row_{kind.lower()}")
+    of_ggml.argtypes, of_ggml.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    matrices = [t for t in reader(made[stand_in]).tensors if t.tensor_type.name != "F32"]
+    assert {t.tensor_type.name for t in matrices} == {kind}
+    for tensor in matrices:
+        data = np.ascontiguousarray(tensor.data)
+        values = np.empty(int(tensor.n_elements), np.float32)
+        of_ggml(data.ctypes.data, values.ctypes.data, values.size)
+        assert set(values[:4096].tolist()) == expected, tensor.name
+        assert (values == dequantize(data, tensor.tensor_type).ravel()).all(), tensor.name
+
+
+@pytest.mark.parametrize("kind", _ggml.TYPES)
+def test_a_yardstick_is_filled_with_small_finite_numbers_in_every_type(kind: str) -> None:
+    import gguf
+    from gguf.quants import dequantize
+
+    tensor_type = gguf.GGMLQuantizationType[kind]
+    filled = np.full(8 * gguf.GGML_QUANT_SIZES[tensor_type][1], 0x11, np.uint8)
+    values = dequantize(filled if tensor_type > 1 else filled.view(f"float{16 << (kind == 'F32')}"), tensor_type)
+    assert np.isfinite(values).all()
+    assert abs(values).max() < 1
+
+
+_MULTIPLY = """
+import json
+from nbutils._ggml import Ggml, Product
+ggml = Ggml(use_gpu=False, n_threads=1)
+print(json.dumps({kind: ggml.time_product(kind, Product(64, 256, n_products=2), seconds=0)[0] for kind in ("MXFP4", "NVFP4")}))
+"""
+
+
+def test_yardsticks_of_both_four_bit_floats_go_through_the_bytes_of_their_blocks() -> None:
+    assert in_child(_MULTIPLY) == {"MXFP4": 2 * 64 * 256 * 17 // 32, "NVFP4": 2 * 64 * 256 * 36 // 64}
+
+
+@pytest.mark.parametrize("stand_in", [s for s in SMALL if s.format in ON_DEMAND], ids=str)
+def test_the_header_of_a_four_bit_float_says_what_it_is(stand_in: StandIn, made: dict[StandIn, Path]) -> None:
+    found = variant_of_header(read_file(made[stand_in]))
+    assert found.format == stand_in.format.removesuffix("_GGUF")
+    assert found.arithmetic == ("fp16/any", "int8", "fp4")
+    assert found.weight_bytes == weight_bytes(stand_in_model(stand_in.kind, stand_in.size), registry.load_format(stand_in.format))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -155,7 +234,7 @@ def test_a_gpu_that_reads_a_layer_faster_than_it_starts_one_gets_wider_layers() 
 # ── the router ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("format_id", FORMATS)
+@pytest.mark.parametrize("format_id", [*FORMATS, *ON_DEMAND])
 def test_routers_differ_and_spread_tokens_over_the_experts(format_id: str, made: dict[StandIn, Path]) -> None:
     """A router of equal rows would send every token to the same experts, which would stay in cache."""
     size = SIZES["small"]
@@ -296,11 +375,18 @@ def test_a_name_and_a_format_are_a_stand_in(stand_in: StandIn) -> None:
         ("standin-moe-base", "F16", "stand-in-moe-base"),
         ("stand-in-moe-base", "Q4_KM", "Q4_K_M"),
         ("stand-in-moe-base", "Q8", "Q8_0"),
+        ("stand-in-dense-base", "NVFP4", "NVFP4_GGUF"),  # that is another engine's
+        ("stand-in-dense-base", "MXFP4", "MXFP4_GGUF"),
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(name: str, format_id: str, near: str) -> None:
     with pytest.raises(UnknownId, match=f"did you mean '{near}'"):
         parse_stand_in(name, format_id)
+
+
+def test_an_unknown_format_is_told_all_that_can_be_made() -> None:
+    with pytest.raises(UnknownId, match=r"^stand-ins are made as F16, Q8_0, Q4_K_M, MXFP4_GGUF, NVFP4_GGUF, not as 'FP8'"):
+        parse_stand_in("stand-in-dense-base", "FP8")
 
 
 # ── llama.cpp itself, in a child that may die ─────────────────────────────────────────────────────
@@ -351,7 +437,7 @@ print(json.dumps(answers))
 """
 
 
-def test_llama_cpp_loads_all_six_decodes_finite_logits_and_speaks_ascii(made: dict[StandIn, Path]) -> None:
+def test_llama_cpp_loads_them_all_decodes_finite_logits_and_speaks_ascii(made: dict[StandIn, Path]) -> None:
     answers = in_child(_DECODE, *map(str, made.values()))
     assert len(answers) == len(SMALL)
     for stand_in, answer in zip(SMALL, answers, strict=True):

@@ -22,21 +22,36 @@ LAYERS = (
     ("claims", "predict"),
     ("paths",),
     ("registry", "records"),
-    ("_ggml", "_allocations", "_engine_child", "gguf_files", "gguf_header", "engine", "probe"),
+    ("_ggml", "_allocations", "_bench", "_engine_child", "gguf_files", "gguf_header", "engine", "monitor", "probe"),
     ("subjects", "places"),
     ("oracle",),
-    ("measure", "endpoint"),
+    ("measure", "endpoint", "llama_bench", "sustain"),
     ("frames",),
+    ("frames_power", "frames_run", "frames_served"),
+    ("benchmarks",),
     ("plots",),
     ("notebook",),
     ("sweep",),
     ("build",),
     ("printing",),
-    ("cli_limits",),
+    ("cli_limits", "cli_measure"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-BESIDE = {("records", "registry"), ("_engine_child", "_ggml"), ("_engine_child", "_allocations"), ("_allocations", "_ggml"), ("probe", "engine")}
+BESIDE = {
+    ("records", "registry"),
+    ("_engine_child", "_ggml"),
+    ("_engine_child", "_allocations"),
+    ("_engine_child", "_bench"),
+    ("_bench", "_ggml"),
+    ("_bench", "_allocations"),
+    ("_bench", "monitor"),
+    ("_allocations", "_ggml"),
+    ("probe", "engine"),
+    ("probe", "monitor"),
+    ("sustain", "measure"),
+    ("endpoint", "measure"),
+}
 #: Records hold samples, limits hold bounds; they meet in ``frames``.
 NEVER = {("records", name) for name in ("tensors", "limits", "fit", "claims", "predict")}
 

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 
-from helpers import make_record, stored
-from nbutils import frames, places, plots, registry
+from helpers import PAPER_MOE, make_record, make_served, stored
+from nbutils import frames, frames_power, frames_run, frames_served, places, plots, registry
 from nbutils.places import Place
-from nbutils.specs import KernelRate
+from nbutils.specs import KernelRate, Point, Record, Suite, SuitePoint
 from nbutils.tensors import Variant
+from test_frames_power import sustained, traced
 
 
 def measured() -> pd.DataFrame:
@@ -22,6 +23,38 @@ def measured() -> pd.DataFrame:
         when="before", tensor_type="Q4_K", placement="cache", n_rows=10, n_columns=10, n_batch=1, n_bytes=2**29, n_threads=1, samples_s=(0.01,)
     )
     return frames.measured_frame([make_record(kernels=(kernel,))])
+
+
+def batches() -> list[Record]:
+    """A dense file and an MoE with prompts and with 1, 4 and 16 sequences, whose experts were counted, and all rulers."""
+    asked = [SuitePoint(kind="prefill", n_tokens=32), *(SuitePoint(kind="decode", n_tokens=2, n_seq=n) for n in (1, 4, 16))]
+    suite = Suite(id="batches", name="Batches", points=tuple(asked), repetitions=2, yardstick_s=0.1)
+    counts = {1: (2, 2), 4: (4, 6), 16: (7, 8)}
+
+    def points(*, moe: bool) -> tuple[Point, ...]:
+        return tuple(
+            Point(kind="prefill", n_tokens=32, depth=0, warmup_s=0.1, repetitions_s=((0.1,), (0.12,)))
+            if p.kind == "prefill"
+            else Point(
+                kind="decode",
+                n_tokens=2,
+                depth=0,
+                n_seq=p.n_seq,
+                warmup_s=0.1,
+                repetitions_s=((0.01, 0.01), (0.011, 0.011)),
+                distinct_experts=counts[p.n_seq] if moe else (),
+            )
+            for p in asked
+        )
+
+    sizes = {"n_rows": 2000, "n_columns": 2000, "n_threads": 1, "n_bytes": 4_000_000}
+    kernels = tuple(
+        KernelRate(when="before", tensor_type="F16", placement=placement, n_batch=n_batch, samples_s=(seconds,), **sizes)
+        for placement, n_batch, seconds in (("cache", 1, 2e-4), ("memory", 512, 0.02))
+    )
+    shared = {"suite": suite, "kernels": kernels}
+    dense = make_record().model.model_copy(update={"gguf_type": "F16"})
+    return [make_record(points=points(moe=True), model=PAPER_MOE, **shared), make_record(points=points(moe=False), model=dense, **shared)]
 
 
 def here() -> Place:
@@ -46,6 +79,16 @@ def two() -> list[Variant]:
     return [stored("qwen3-8b", "Q4_K_M"), stored("qwen3-30b-a3b", "Q4_K_M")]
 
 
+def power_over_time() -> pd.DataFrame:
+    moments = frames_power.moments_frame(sustained(traced()))
+    return moments[moments["quantity"] == "power (W)"]
+
+
+def parities() -> pd.DataFrame:
+    rows = [("stand-in-dense-base", "F16", "pp512", 1.002, 0.997, 1.02), ("stand-in-moe-base", "Q8_0", "tg128 @ d4096", 0.98, 0.97, 1.0)]
+    return pd.DataFrame(rows, columns=["model", "format", "test", "ratio", "ratio_low", "ratio_high"])
+
+
 FIGURES: dict[str, Callable[[Axes], Axes]] = {
     "decode_against_bytes": lambda ax: plots.decode_against_bytes(measured(), ax=ax),
     "rates_by_wall": lambda ax: plots.rates_by_wall(measured(), ax=ax),
@@ -55,7 +98,18 @@ FIGURES: dict[str, Callable[[Axes], Axes]] = {
     "over_batch": lambda ax: plots.over_batch(frames.batch_frame(two(), here(), [1, 16, 256, 4096], depth=256), ax=ax),
     "yardsticks": lambda ax: plots.yardsticks(frames.yardstick_frame(make_record().yardsticks), ax=ax),
     "roofline": lambda ax: plots.roofline(rooflines(), {"decode": 3.3}, ax=ax),
+    "measured_roofline": lambda ax: plots.measured_roofline(frames_run.roofline_points(batches()), frames_run.roofs_frame(batches()), ax=ax),
+    "experts_touched": lambda ax: plots.experts_touched(frames_run.experts_frame(batches()), ax=ax),
+    "measured_over_depth": lambda ax: plots.measured_over_depth(frames.decode_rows(measured()), ax=ax),
+    "decode_by_format": lambda ax: plots.decode_by_format(measured(), ax=ax),
+    "itl_strip": lambda ax: plots.itl_strip(frames_served.itl_frame([make_served()]), ax=ax),
+    "rate_over_time": lambda ax: plots.rate_over_time(frames_power.block_frame(sustained()), frames_power.sustain_frame(sustained()), ax=ax),
+    "meters_over_time": lambda ax: plots.meters_over_time(power_over_time(), ax=ax),
+    "parity": lambda ax: plots.parity(parities(), ax=ax),
+    "batch_rates": lambda ax: plots.batch_rates(frames_run.experts_frame(batches()), ax=ax),
 }
+#: Axes that count things, and so name them instead of a unit.
+COUNTED = ("sequences decoded side by side", "distinct experts per layer and step", "piece of the answer")
 each_figure = pytest.mark.parametrize("name", FIGURES)
 
 
@@ -74,9 +128,10 @@ def test_a_figure_is_drawn_on_the_given_axes_with_units_and_without_a_warning(na
     ax = plots.new_axes()
     assert FIGURES[name](ax) is ax
     ax.figure.canvas.draw()
-    assert re.search(r"\((?:GB|GB/s|tok/s|tokens of context|sequences|FLOP/byte|GFLOP/s|TFLOP/s)\)$", ax.get_xlabel()), ax.get_xlabel()
+    units = r"\((?:ratio|s|min|GB|GB/s|tok/s|tokens of context|sequences|FLOP/byte|FLOP per byte of weights|GFLOP/s|TFLOP/s)\)$"
+    assert re.search(f"{units}|^(?:{'|'.join(COUNTED)})$", ax.get_xlabel()), ax.get_xlabel()
     if ax.get_ylabel():
-        assert re.search(r"\(.+\)$", ax.get_ylabel()), ax.get_ylabel()
+        assert re.search(rf"\(.+\)$|^GFLOP/s$|^(?:{'|'.join(COUNTED)})$", ax.get_ylabel()), ax.get_ylabel()
     else:
         assert all(t.get_text() for t in ax.get_yticklabels()) or not len(ax.get_yticks()), "an axis without unit names its rows"
 
@@ -97,6 +152,48 @@ def test_the_ceiling_is_a_line_and_the_measurement_a_point_under_it() -> None:
     row = frames.decode_rows(frame).iloc[0]
     points = [(float(p.get_xdata()[0]), float(p.get_ydata()[0])) for p in ax.lines[1:] if len(p.get_xdata()) == 1]
     assert any(p == pytest.approx((row["step_bytes"] / 1e9, row["tok_per_s"])) for p in points)
+
+
+def test_measured_points_lie_where_their_frame_says_and_roofs_are_lines() -> None:
+    points, roofs = frames_run.roofline_points(batches()), frames_run.roofs_frame(batches())
+    ax = plots.measured_roofline(points, roofs, ax=plots.new_axes())
+    drawn = {(float(line.get_xdata()[0]), float(line.get_ydata()[0])): line for line in ax.lines if len(line.get_xdata()) == 1}
+    assert drawn.keys() == {(row.intensity, row.flop_per_s / 1e9) for row in points.itertuples()}
+    for row in points.itertuples():
+        line = drawn[row.intensity, row.flop_per_s / 1e9]
+        assert line.get_marker() == ("s" if row.kind == "MoE" else "o"), "not told by colour alone"
+        assert (line.get_markerfacecolor() == "white") == (row.phase == "prefill")
+    slope, *flat = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    (bandwidth,) = roofs.loc[roofs["kind"] == "bandwidth", "rate"]
+    assert list(slope.get_ydata() / slope.get_xdata()) == pytest.approx([bandwidth / 1e9] * 2)
+    assert sorted(float(line.get_ydata()[0]) for line in flat) == sorted(roofs.loc[roofs["kind"] != "bandwidth", "rate"] / 1e9)
+
+
+def test_expected_experts_do_not_depend_on_which_batches_were_counted() -> None:
+    frame = frames_run.experts_frame(batches())
+    ax = plots.experts_touched(frame[frame["n_seq"] > 1], ax=plots.new_axes())
+    assert ax.lines[0].get_ydata()[[0, -1]] == pytest.approx([2, 8 * (1 - 0.75**16)])
+
+
+def test_expected_experts_start_at_those_of_one_token_and_end_below_all_of_them() -> None:
+    frame = frames_run.experts_frame(batches())
+    ax = plots.experts_touched(frame, ax=plots.new_axes())
+    expected, everyone, *_ = ax.lines
+    assert expected.get_ydata()[0] == pytest.approx(2)
+    assert expected.get_ydata()[-1] == pytest.approx(8 * (1 - 0.75**16))
+    assert list(everyone.get_ydata()) == [8, 8]
+    (counted,) = ax.containers
+    assert list(counted.lines[0].get_ydata()) == [2, 5, 7.5], "means of what was counted; the dense file has none"
+
+
+def test_rates_of_a_batch_are_points_with_a_line_for_each_file() -> None:
+    frame = frames_run.experts_frame(batches())
+    ax = plots.batch_rates(frame, ax=plots.new_axes())
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == ["MoE F16", "dense F16"]
+    for container, kind in zip(ax.containers, ("MoE", "dense"), strict=True):
+        assert list(container.lines[0].get_ydata()) == list(frame[frame["kind"] == kind]["tok_per_s"])
 
 
 def test_a_device_without_a_known_peak_has_no_roofline() -> None:
@@ -168,3 +265,15 @@ def test_an_unknown_in_a_table_is_a_dash_and_numbers_are_formatted() -> None:
     assert html.count("–") == 2
     assert "nan" not in html.lower()
     assert "None" not in html
+
+
+def test_a_comparison_is_a_point_with_its_range_beside_one_and_a_band_of_a_hundredth() -> None:
+    ax = plots.parity(parities(), ax=plots.new_axes())
+    low, high = ax.get_xlim()
+    assert low * high == pytest.approx(1), "one is in the middle"
+    assert low < 0.97
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["dense-base F16, pp512", "moe-base Q8_0, tg128 @ d4096"]
+    band = ax.patches[0].get_path().get_extents(ax.patches[0].get_patch_transform())
+    assert (band.x0, band.x1) == pytest.approx((0.99, 1.01))
+    marks = {line.get_marker(): [float(x) for x in line.get_xdata()] for line in ax.lines if line.get_marker() in ("o", "X")}
+    assert marks == {"o": [1.002], "X": [0.98]}, "a row that is off has another mark, not just another colour"

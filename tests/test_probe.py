@@ -90,41 +90,6 @@ def test_names_that_come_as_bytes_are_text(machine_with: Any) -> None:
     assert (machine.gpus[0].name, machine.gpus[0].driver) == ("NVIDIA GeForce RTX 4090", "470.1")
 
 
-def test_a_state_holds_what_the_driver_tells_and_leaves_out_what_it_refuses(machine_with: Any) -> None:
-    machine_with(Card("NVIDIA GeForce RTX 4090", 24 * GIB))
-    (state,) = probe.gpu_states("before")
-    assert {k: state[k] for k in ("when", "gpu", "graphics_clock_mhz", "memory_clock_mhz", "power_w", "temperature_c")} == {
-        "when": "before",
-        "gpu": 0,
-        "graphics_clock_mhz": 2520,
-        "memory_clock_mhz": 10501,
-        "power_w": 61.5,
-        "temperature_c": 54,
-    }
-    assert "throttle_reasons" not in state
-
-
-def test_a_card_lost_in_mid_run_is_a_state_not_an_error(machine_with: Any) -> None:
-    card = Card("NVIDIA GeForce RTX 4090", 24 * GIB)
-    machine_with(card)
-    assert "lost" not in probe.gpu_states("before")[0]
-    card.lost = True
-    (state,) = probe.gpu_states("after")
-    assert state["lost"] is True
-    assert "temperature_c" not in state
-    assert probe.machine().gpus[0].refused == ("handle",)
-
-
-def test_nvml_is_shut_down_as_often_as_it_was_started(machine_with: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = machine_with(Card("NVIDIA GeForce RTX 4090", 24 * GIB))
-    probe.machine()
-    probe.gpu_states("before")
-    monkeypatch.setattr(probe, "_gpu_state", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        probe.gpu_states("after")
-    assert (module.n_started, module.n_shut_down) == (3, 3)
-
-
 def test_without_nvidia_ml_py_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(MissingExtra, match=r"nvidia-ml-py: pip install"):

@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import copy_of_data, make_record
+from helpers import copy_of_data, each_record, make_bench, make_record, make_served, make_sustain
 from nbutils import records
 from nbutils.errors import DataError, UnknownId, UsageError
-from nbutils.specs import NamedRun, Record
+from nbutils.specs import AnyRecord, NamedRun, Record
 
 
 @pytest.fixture
@@ -56,8 +62,6 @@ def test_samples_come_back_to_the_last_bit(seconds: list[float], tmp_path_factor
 
 
 def test_the_name_is_time_subject_and_the_digest_of_the_content(tmp_path: Path) -> None:
-    import hashlib
-
     path = records.write(make_record(), tmp_path)
     canonical = json.dumps(json.loads(path.read_text()), sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(canonical.encode()).hexdigest()[:8]
@@ -281,3 +285,214 @@ def test_a_folder_that_takes_no_record_is_named_before_anything_is_measured(tmp_
     blocked.write_text("")
     with pytest.raises(DataError, match="records cannot be written to"):
         records.require_writable(blocked / "records")
+
+
+# ── kinds, and fields that came later ─────────────────────────────────────────────────────────────
+
+
+@each_record
+def test_a_record_of_every_kind_comes_back_as_it_was(make: Callable[..., AnyRecord], home: Path) -> None:
+    record = make()
+    path = records.write(record)
+    assert records.read_any(path) == record
+    assert path.parent == home / "records" / "unlisted"
+    assert records.list_records() == [path]
+    kind = "" if record.kind == "run" else f"{record.kind}-"
+    assert path.name.startswith(f"20260105T120000Z-{kind}{records.subject_of(record)[0].lower().replace('_', '-')}")
+
+
+@each_record
+def test_a_record_of_every_kind_is_submitted_to_its_device(make: Callable[..., AnyRecord], home: Path, data: Path) -> None:
+    path = records.write(make())
+    assert records.submit(path).relative_to(data).as_posix() == f"records/{records.device_of(make())}/{path.name}"
+
+
+@pytest.mark.parametrize("make", [make_sustain, make_served, make_bench])
+def test_where_a_run_is_needed_another_kind_is_refused_by_its_name(make: Callable[..., AnyRecord], tmp_path: Path) -> None:
+    path = records.write(make(), tmp_path)
+    with pytest.raises(DataError, match=rf"is a record of the kind '{make().kind}', not of a run; 'nbutils records show' reads every kind"):
+        records.read(path)
+
+
+@pytest.mark.parametrize("kind", ["video", "", None, 1, ["run"], {"kind": "run"}, "x" * 10_000])
+def test_a_kind_that_nobody_knows_says_which_there_are(kind: object, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"schema_version": 1, "kind": kind}))
+    with pytest.raises(DataError, match="this nbutils reads run, sustain, endpoint, llama-bench; use the nbutils that wrote it, or update") as caught:
+        records.read_any(path)
+    assert len(str(caught.value)) < 250
+
+
+def by_hand(fields: dict[str, Any], folder: Path) -> Path:
+    """A record file as another nbutils would have written it, its name ending in the digest of its content."""
+    path = folder / f"20250101T000000Z-by-hand-{hashlib.sha256(records.canonical(fields)).hexdigest()[:8]}.json"
+    path.write_bytes(records.canonical(fields) + b"\n")
+    return path
+
+
+#: Fields of a run that records written before them do not have, by the place they stand in.
+LATER: dict[str, tuple[str, ...]] = {
+    "": ("kind", "kernels", "sample_text", "states", "traces", "memory", "neighbours", "tuned"),
+    "model": ("description",),
+    "settings": ("flash_attn_used",),
+    "points": ("n_seq", "at_s", "distinct_experts"),
+}
+
+
+def test_a_record_without_the_fields_that_came_later_is_whole(tmp_path: Path) -> None:
+    """Its digest is of what was written, so defaults that a newer nbutils adds in reading change nothing."""
+    fields = make_record().model_dump(mode="json")
+    for place, names in LATER.items():
+        inner = fields[place] if place else fields
+        for part in inner if isinstance(inner, list) else [inner]:
+            for name in names:
+                del part[name]
+    for point in fields["suite"]["points"]:
+        del point["n_seq"]
+    record = records.read(by_hand(fields, tmp_path))
+    assert record == make_record()
+    assert (record.kind, record.points[1].n_seq, record.points[1].at_s, record.memory) == ("run", 1, (), None)
+
+
+def test_a_record_with_a_field_of_the_future_says_so(tmp_path: Path) -> None:
+    fields = make_record().model_dump(mode="json") | {"mood": "good"}
+    with pytest.raises(DataError, match="mood: no such field"):
+        records.read(by_hand(fields, tmp_path))
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "Infinity", r'"\ud800"'], ids=["too large", "too small", "no number", "half a character"])
+def test_values_that_json_cannot_hold_are_refused_though_they_can_be_read(value: str, tmp_path: Path) -> None:
+    path = rewritten(records.write(make_record(), tmp_path), '"states":[]', f'"states":[{{"watt":{value}}}]')
+    with pytest.raises(DataError, match="not valid JSON"):
+        records.read(path)
+
+
+def test_a_named_run_holds_runs_only(home: Path, data: Path) -> None:
+    target = records.submit(records.write(make_sustain()))
+    with pytest.raises(DataError, match="of the kind 'sustain', not of a run"):
+        records.load_named(NamedRun(id="a", name="A", description="x", records=(f"unlisted/{target.name}",)))
+
+
+# ── a run that was cut off ────────────────────────────────────────────────────────────────────────
+
+
+def notes(home: Path) -> list[Path]:
+    return sorted((home / "underway").iterdir()) if (home / "underway").is_dir() else []
+
+
+def a_dead_process() -> int:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def leave_note(home: Path, **fields: Any) -> Path:
+    (home / "underway").mkdir(parents=True, exist_ok=True)
+    path = home / "underway" / f"{fields.get('pid', 'x')}.json"
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    return path
+
+
+def test_a_run_leaves_a_note_while_it_lasts(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["nbutils", "measure", "-m", "my model.gguf"])
+    with records.underway():
+        (note,) = notes(home)
+        assert json.loads(note.read_text()) == {
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "command": "nbutils measure -m 'my model.gguf'",
+        }
+    assert notes(home) == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_note_is_removed_however_a_run_ends(home: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), records.underway():
+        raise KeyboardInterrupt
+    assert notes(home) == []
+
+
+def test_a_run_that_was_killed_is_told_once_with_the_command_that_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave_note(home, pid=a_dead_process(), started=1.0, command="nbutils measure -m a.gguf -r 20")
+    with records.underway():
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nbutils: an earlier run was cut off")
+    assert line.endswith("; every record before it is whole; to go on, run it again: nbutils measure -m a.gguf -r 20")
+    with records.underway():
+        pass
+    assert capsys.readouterr().err == ""
+    assert notes(home) == []
+
+
+def test_a_run_that_still_goes_on_is_left_alone(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        note = leave_note(home, pid=other.pid, started=psutil.Process(other.pid).create_time(), command="nbutils measure")
+        with records.underway():
+            assert len(notes(home)) == 2
+        assert notes(home) == [note]
+        assert capsys.readouterr().err == ""
+    finally:
+        other.communicate(b"\n")
+
+
+def test_another_process_with_the_number_of_a_dead_one_does_not_speak_for_it(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leave_note(home, pid=os.getppid(), started=psutil.Process(os.getppid()).create_time() - 3600, command="nbutils book")
+    with records.underway():
+        pass
+    assert "run it again: nbutils book" in capsys.readouterr().err
+
+
+HOSTILE_NOTES: dict[str, bytes] = {
+    "control characters": json.dumps({"pid": 2**22 + 1, "started": 0, "command": "ls\x1b[2J\nrm -rf /"}).encode(),
+    "half a character": b'{"pid": 4194305, "started": 0, "command": "\\ud800"}',
+    "no number": b'{"pid": "x", "started": 0, "command": "x"}',
+    "a number beyond all": b'{"pid": 1e999, "started": 0, "command": "x"}',
+    "a process beyond all": b'{"pid": %d, "started": 0, "command": "x"}' % 10**30,
+    "a process below all": b'{"pid": -1, "started": NaN, "command": "x"}',
+    "a list": b"[]",
+    "deep": b"[" * 20_000,
+    "no text": b"\xff\xfe",
+    "empty": b"",
+    "huge": b'{"pid": 4194305, "started": 0, "command": "' + b"x" * 1_000_000 + b'"}',
+    "long": b'{"pid": 4194305, "started": 0, "command": "' + b"x" * 25_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE_NOTES.values(), ids=HOSTILE_NOTES)
+def test_a_note_that_is_not_ours_does_no_harm(content: bytes, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "underway").mkdir(parents=True)
+    (home / "underway" / "1.json").write_bytes(content)
+    with records.underway():
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert len(line) < 2200
+    assert "rm -rf" not in line
+    assert notes(home) == []
+
+
+def test_what_a_killed_run_had_half_written_is_cleared_away_and_what_is_being_written_is_not(home: Path) -> None:
+    """A part is a file that a rename never finished: nobody reads it, but it takes room."""
+    whole = records.write(make_record())
+    content = whole.read_bytes()
+    old, fresh = (whole.with_name(f".{name}.json.abc.part") for name in ("old", "fresh"))
+    for part in (old, fresh):
+        part.write_text("{")
+    os.utime(old, (time.time() - 3600,) * 2)
+    with records.underway():
+        pass
+    assert everything_in(whole.parent) == sorted([fresh.name, whole.name])
+    assert whole.read_bytes() == content
+
+
+@pytest.mark.parametrize("blocked", ["underway", "underway/1.json"])
+def test_a_note_that_cannot_be_left_or_removed_stops_no_run(blocked: str, home: Path) -> None:
+    """A file stands where the folder should be, or a folder where a note should be."""
+    (home / blocked).parent.mkdir(parents=True, exist_ok=True)
+    (home / blocked).write_text("") if blocked == "underway" else (home / blocked).mkdir()
+    ran = False
+    with records.underway():
+        ran = True
+    assert ran

@@ -47,12 +47,12 @@ codellama-34b deepseek-v3 gemma-3-27b glm-4.5-air gpt-oss-120b gpt-oss-20b llama
 mistral-7b mixtral-8x7b nemotron-3-nano nemotron-3-super qwen3-0.6b qwen3-1.7b qwen3-235b-a22b qwen3-30b-a3b qwen3-32b qwen3-4b qwen3-8b
 qwen3.5-122b-a10b qwen3.6-35b-a3b
 """)
-GGUF = words("F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_0 Q4_K_M Q4_K_S Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S Q2_K MXFP4_MOE")
+GGUF = words("F16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_0 Q4_K_M Q4_K_S Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S Q2_K MXFP4_MOE MXFP4_GGUF NVFP4_GGUF")
 OTHERS = words("BF16 FP8 NVFP4 MXFP4 MLX_4BIT MLX_8BIT")
 
 
 def test_what_the_book_speaks_of_is_there() -> None:
-    assert (len(DEVICES), len(MODELS), len(GGUF + OTHERS)) == (41, 24, 22)
+    assert (len(DEVICES), len(MODELS), len(GGUF + OTHERS)) == (41, 24, 24)
     assert set(DEVICES) <= set(registry.device_ids())
     assert set(MODELS) <= set(registry.model_ids())
     assert set(GGUF) == {fmt.id for fmt in registry.load_formats().values() if fmt.container == "gguf"}

@@ -1,14 +1,36 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from helpers import make_model, make_record
+from helpers import MAKERS, each_record, make_bench, make_model, make_record, make_served, make_sustain
 from nbutils import registry
-from nbutils.specs import Configuration, Experts, Figure, NamedRun, Point, Record, Settings, Shape, Source
+from nbutils.specs import (
+    AnyRecord,
+    BenchRecord,
+    BenchTest,
+    Configuration,
+    Experts,
+    Figure,
+    MemoryStage,
+    NamedRun,
+    Neighbours,
+    OwnBuffer,
+    Point,
+    Record,
+    ServedRecord,
+    ServedRequest,
+    Settings,
+    Shape,
+    Source,
+    SuitePoint,
+    SustainRecord,
+    Trace,
+)
 
 FIGURE: dict[str, Any] = {"value": 273, "unit": "GB/s", "source": "vendor", "standing": "vendor"}
 OTHER: dict[str, Any] = {"value": 218, "unit": "GB/s", "source": "press", "standing": "press"}
@@ -228,9 +250,10 @@ def test_a_device_that_could_be_a_path_is_refused(device: str) -> None:
     assert "machine" in refusal(Record, make_record().model_dump() | {"machine": machine})
 
 
-def test_a_record_without_a_time_zone_is_refused() -> None:
-    assert "created: needs a time zone" in refusal(Record, make_record().model_dump() | {"created": datetime(2026, 11, 20, 12)})
-    assert make_record(created=datetime(2026, 11, 20, 12, tzinfo=UTC))
+@each_record
+def test_a_record_without_a_time_zone_is_refused(make: Callable[..., AnyRecord]) -> None:
+    assert "created: needs a time zone" in refusal(type(make()), make().model_dump() | {"created": datetime(2026, 11, 20, 12)})
+    assert make(created=datetime(2026, 11, 20, 12, tzinfo=UTC))
 
 
 def test_a_record_whose_points_are_not_the_suites_is_refused() -> None:
@@ -253,3 +276,59 @@ def test_a_record_has_no_place_for_who_measured(field: str) -> None:
 def test_settings_hold_numbers_and_no_paths() -> None:
     known = "n_threads n_batch n_ubatch n_ctx flash_attn type_k type_v n_gpu_layers seed flash_attn_used"
     assert set(Settings.model_fields) == set(known.split())
+
+
+DECODE: dict[str, Any] = {"kind": "decode", "n_tokens": 2, "depth": 0, "warmup_s": 1, "repetitions_s": ((1, 1), (1, 1))}
+TRACE: dict[str, Any] = {"meter": "NVML GPU 0", "at_s": (0.0, 0.1), "values": {"power_w": (60.0, None)}}
+BENCH_TEST: dict[str, Any] = {"n_prompt": 512, "n_gen": 0, "n_depth": 0, "test_time": "x", "avg_ns": 5, "stddev_ns": 0, "samples_ns": (5,)}
+REQUEST: dict[str, Any] = {"concurrency": 1, "at_s": 0.0, "end_s": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        (SuitePoint, {"kind": "decode", "n_tokens": 1, "n_seq": 0}, "n_seq: Input should be greater than 0"),
+        (SuitePoint, {"kind": "decode", "n_tokens": 1, "n_seq": 257}, "n_seq: Input should be less than or equal to 256"),
+        (SuitePoint, {"kind": "decode", "n_tokens": 65_537}, "n_tokens: Input should be less than or equal to 65536"),
+        (Point, DECODE | {"at_s": (0.0,)}, "decode: 1 starts for 2 repetitions"),
+        (Point, DECODE | {"at_s": (-1.0, 0.0)}, "at_s.0: Input should be greater than or equal to 0"),
+        (Point, DECODE | {"at_s": (0.0, float("nan"))}, "at_s.1: Input should be a finite number"),
+        (Point, DECODE | {"distinct_experts": (0,)}, "distinct_experts.0: Input should be greater than 0"),
+        (Point, DECODE | {"distinct_experts": (2,) * 4097}, "distinct_experts: Tuple should have at most 4096 items"),
+        (Trace, TRACE | {"at_s": (0.0,)}, "NVML GPU 0: 2 values of power_w at 1 moments"),
+        (Trace, TRACE | {"values": {"power_w": (float("inf"), 1.0)}}, "values.power_w.0: Input should be a finite number"),
+        (OwnBuffer, {"what": "vapour", "where": "CPU", "n_bytes": 1}, "what: Input should be 'weights', 'kv'"),
+        (MemoryStage, {"stage": "later", "resident_bytes": 1}, "stage: Input should be 'start', 'loaded', 'before', 'context' or 'ran'"),
+        (Neighbours, {"wall_s": 0, "n_cpus": 2, "own_s": 0, "others_s": 0}, "wall_s: Input should be greater than 0"),
+        (SustainRecord, make_sustain().model_dump() | {"at_s": (0.0,)}, "1 starts for 6 blocks"),
+        (BenchTest, BENCH_TEST | {"n_prompt": 0}, "n_prompt and n_gen are both 0: nothing was timed"),
+        (BenchTest, BENCH_TEST | {"samples_ns": (), "avg_ts": 1.0}, "neither samples_ns nor avg_ts and stddev_ts"),
+        (BenchRecord, make_bench().model_dump() | {"tests": ()}, "tests: Tuple should have at least 1 item"),
+        (ServedRequest, REQUEST | {"concurrency": 0}, "concurrency: Input should be greater than 0"),
+        (ServedRecord, make_served().model_dump() | {"place": "https://example.org"}, "place: Input should be 'this machine', 'private network'"),
+        (ServedRecord, make_served().model_dump() | {"url": "https://example.org"}, "url: no such field"),
+    ],
+)
+def test_samples_that_do_not_belong_together_are_refused_in_words(kind: type[Any], fields: dict[str, Any], words: str) -> None:
+    assert words in refusal(kind, fields)
+
+
+@each_record
+@pytest.mark.parametrize("field", ["host", "user", "path", "address", "tok_per_s"])
+def test_no_kind_of_record_has_a_place_for_who_measured_or_for_a_rate(field: str, make: Callable[..., AnyRecord]) -> None:
+    assert f"{field}: no such field" in refusal(type(make()), make().model_dump() | {field: "x"})
+
+
+def test_the_kinds_are_told_apart_by_their_name() -> None:
+    assert {name: make().kind for name, make in MAKERS.items()} == {name: name for name in MAKERS}
+    for name, make in MAKERS.items():
+        for other in MAKERS.keys() - {name}:
+            assert "kind: Input should be" in refusal(type(make()), make().model_dump() | {"kind": other})
+
+
+def test_a_record_of_as_many_sequences_as_the_suite_asked_for() -> None:
+    fields = make_record().model_dump()
+    fields["points"][1]["n_seq"] = 2
+    assert "are not the suite's" in refusal(Record, fields)
+    fields["suite"]["points"][1]["n_seq"] = 2
+    assert Record(**fields).points[1].n_seq == 2

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 
-from helpers import ARCHITECTURES, MIB, make_model, models, quantiser_plans, small, stored
+from helpers import ARCHITECTURES, MIB, in_child, make_model, models, quantiser_plans, small, stored
 from nbutils import gguf_files, registry
 from nbutils.specs import Model, Published
 from nbutils.tensors import (
@@ -28,7 +29,7 @@ from nbutils.tensors import (
 )
 
 PUBLISHED = [(model_id, figure) for model_id in registry.model_ids() for figure in registry.load_model(model_id).published]
-GGUF = [fmt.id for fmt in registry.load_formats().values() if fmt.container == "gguf"]
+GGUF = [fmt.id for fmt in registry.load_formats().values() if fmt.container == "gguf" and fmt.id not in gguf_files.ON_DEMAND]
 
 
 def figure_id(value: str | Published) -> str:
@@ -259,6 +260,41 @@ def test_llama_cpp_would_quantise_a_stand_in_to_the_types_it_is_made_of(kind: st
     assert_llama_cpp_agrees(gguf_files.stand_in_model(kind, size), tmp_path, list(gguf_files.FORMATS))
 
 
+_PURE = """
+import ctypes, json, sys
+import llama_cpp
+log = []
+@llama_cpp.llama_log_callback
+def keep(level, text, data):
+    log.append(text.decode(errors="replace"))
+llama_cpp.llama_log_set(keep, ctypes.c_void_p(0))
+found = []
+for name in ("MXFP4_MOE", "NVFP4"):
+    log.clear()
+    params = llama_cpp.llama_model_quantize_default_params()
+    assert not params.dry_run and not params.pure
+    params.dry_run, params.pure, params.nthread = True, True, 1
+    params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + name)
+    status = llama_cpp.llama_model_quantize(sys.argv[1].encode(), (sys.argv[1] + ".never").encode(), ctypes.byref(params))
+    found.append([status, "".join(log)])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("model", [gguf_files.stand_in_model("dense", "base"), gguf_files.stand_in_model("moe", "base")], ids=lambda m: m.id)
+def test_llama_quantize_pure_would_make_every_matrix_mxfp4_and_refuses_nvfp4(model: Model, tmp_path: Path) -> None:
+    gguf_files.write_hollow(tmp_path / "model.gguf", model, registry.load_format("F16"))
+    (status, log), (refused, why) = in_child(_PURE, str(tmp_path / "model.gguf"))
+    assert status == 0
+    theirs = {name: (after or before).upper() for name, before, after in re.findall(r"(\S+)\s+- \[.*?\], type =\s*(\w+), .*?(?:\((\w+)\))?\n", log)}
+    fmt = registry.load_format("MXFP4_GGUF")
+    assert theirs == {t.name: tensor_type(t, model, fmt) for t in tensors(model)}
+    assert set(theirs.values()) == {"MXFP4", "F32"}
+    assert weight_bytes(model, fmt) / MIB == pytest.approx(float(re.search(r"quant size\s+=\s+([\d.]+)", log)[1]), abs=0.0051)
+    assert refused
+    assert "invalid output file type" in why
+
+
 SHARED = {"n_expert": 4, "n_expert_used": 2, "n_ff_expert": 256, "n_ff_shared": 256, "n_layer_dense": 1}
 AWKWARD: dict[str, tuple[str, dict[str, Any]]] = {
     "tied embedding": ("llama", {"tied_embedding": True}),
@@ -350,6 +386,7 @@ def test_a_conversion_for_mlx_has_no_drafting_layers() -> None:
         ({"F16", "Q8_0"}, ("fp16/any", "int8")),
         ({"Q8_0", "MXFP4", "F32"}, ("fp16/any", "int8", "fp4")),
         ({"MXFP4"}, ("fp16/any", "int8", "fp4")),
+        ({"NVFP4", "BF16", "F32"}, ("fp16/any", "int8", "fp4")),
     ],
 )
 def test_which_peaks_llama_cpp_may_reach_follows_from_the_types_that_are_there(types: set[str], peaks: tuple[str, ...]) -> None:
@@ -426,7 +463,7 @@ def test_deepseek_caches_one_vector_and_stores_two_expansions_of_it() -> None:
 def test_every_block_size_is_the_one_of_the_gguf_package() -> None:
     import gguf
 
-    elsewhere = {"F8_E4M3", "NVFP4", "MLX4", "MLX8"}  # of other containers
+    elsewhere = {"F8_E4M3", "NVFP4_16", "MLX4", "MLX8"}  # of other containers
     for name, block in registry.load_format("F16").blocks.items():
         if name not in elsewhere:
             assert (block.elements, block.bytes) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]], name

@@ -13,26 +13,29 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from nbutils._ggml import TYPES
 from nbutils.errors import EngineError
 from nbutils.fit import N_BATCH
 
-__all__ = ["buffers", "quantised"]
+__all__ = ["Log", "buffers", "own_buffers", "quantised"]
 
 _LOAD_MODE_NONE = 0
 _WARNING, _ERROR = 3, 4
 _MIB = 2**20
 _BUFFER = re.compile(r"(\S+)\s+(output|compute) buffer size =\s+([\d.]+) MiB")
+_OWN = re.compile(r"(\S+)\s+(model|KV|RS|output|compute) buffer size =\s+([\d.]+) MiB")
+_KINDS = {"model": "weights", "KV": "kv", "RS": "recurrent", "output": "output", "compute": "compute"}
 _CACHE = re.compile(r"(llama_kv_cache|llama_memory_recurrent): size =\s+([\d.]+) MiB \(\s*(\d+) cells,\s*(\d+) layers")
 _TENSOR = re.compile(r"^\[ *\d+/ *\d+\]\s+(\S+)\s+- \[([\d, ]+)\], type =\s+(\S+),(.*)$")
 
 
-class _Log:
+class Log:
     """llama.cpp's words, kept as whole lines; those that warn or complain are kept once more by themselves."""
 
-    def __init__(self, llama: Any) -> None:
+    def __init__(self, llama: Any, *, complain_to: TextIO | None = None) -> None:
+        self._complain_to = complain_to
         self.lines: list[str] = []
         self.complaints: list[tuple[bool, str]] = []
         self._part = ""
@@ -42,6 +45,9 @@ class _Log:
     def _take(self, level: int, text: bytes, _: Any) -> None:
         if level >= _WARNING:
             self.complaints.append((level == _ERROR, text.decode(errors="replace").strip()))
+            if self._complain_to:
+                self._complain_to.write(text.decode(errors="replace"))
+                self._complain_to.flush()
         self._part += text.decode(errors="replace")
         *whole, self._part = self._part.split("\n")
         self.lines += whole
@@ -59,10 +65,10 @@ class _Log:
         return re.sub(r"^[\w:.]+: (?:error loading model: )?", "", telling[0])[:300] if telling else "it gave no reason"
 
 
-def _llama() -> tuple[Any, _Log]:
+def _llama() -> tuple[Any, Log]:
     import llama_cpp
 
-    log = _Log(llama_cpp)
+    log = Log(llama_cpp)
     llama_cpp.llama_backend_init()
     return llama_cpp, log
 
@@ -84,7 +90,7 @@ def buffers(emit: Callable[..., None], *, path: str, backend: str, asked: list[d
 
 
 @contextmanager
-def _model(llama: Any, log: _Log, path: str, *, cpu: bool) -> Iterator[Any]:
+def _model(llama: Any, log: Log, path: str, *, cpu: bool) -> Iterator[Any]:
     parameters = llama.llama_model_default_params()
     parameters.no_alloc = True
     parameters.load_mode = _LOAD_MODE_NONE  # mapping the file and not allocating trips an assertion
@@ -104,7 +110,7 @@ def _model(llama: Any, log: _Log, path: str, *, cpu: bool) -> Iterator[Any]:
         llama.llama_model_free(model)
 
 
-def _answer(llama: Any, log: _Log, model: Any, wanted: dict[str, Any]) -> dict[str, Any]:
+def _answer(llama: Any, log: Log, model: Any, wanted: dict[str, Any]) -> dict[str, Any]:
     parameters = llama.llama_context_default_params()
     parameters.n_ctx = wanted["n_ctx"] * wanted["n_seq"]
     parameters.n_batch, parameters.n_ubatch = N_BATCH, wanted["n_ubatch"]
@@ -132,6 +138,12 @@ def _answer(llama: Any, log: _Log, model: Any, wanted: dict[str, Any]) -> dict[s
         "compute": _on_device(sizes["compute"]),
         "caches": caches,
     }
+
+
+def own_buffers(lines: list[str]) -> list[dict[str, Any]]:
+    """The buffers that llama.cpp says it has made: ``{what, where, n_bytes}``."""
+    found = (_OWN.search(line) for line in lines)
+    return [{"what": _KINDS[m[2]], "where": m[1], "n_bytes": round(float(m[3]) * _MIB)} for m in found if m]
 
 
 def _on_device(sizes: list[tuple[str, int]]) -> int:

@@ -8,16 +8,14 @@ One request as JSON on standard input; events as JSON lines on standard output: 
 from __future__ import annotations
 
 import ctypes
-import gc
 import hashlib
 import json
 import os
-import random
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +24,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from nbutils import _allocations
-from nbutils._ggml import TYPES, Ggml, Product
+from nbutils._bench import Bench, rounded
+from nbutils._ggml import TYPES, Ggml, Product, commit
 from nbutils.errors import EngineError
 
 Event = Callable[..., None]
@@ -53,6 +52,8 @@ def main() -> int:
         "probe": _probe,
         "reading": _reading,
         "measure": _measure,
+        "sustain": _sustain,
+        "tune": _tune,
         "buffers": _allocations.buffers,
         "quantised": _allocations.quantised,
     }
@@ -82,12 +83,13 @@ def _send(answers: TextIO, event: str, fields: dict[str, Any]) -> None:
 
 def _describe(emit: Event) -> dict[str, Any]:
     """The build's system information, and the device it would use."""
-    llama_cpp = _llama()
+    llama_cpp, _ = _llama()
     ggml = Ggml(use_gpu=True, n_threads=1)
     try:
         return {
             "binding": f"llama-cpp-python {llama_cpp.__version__}",
             "system_info": llama_cpp.llama_print_system_info().decode().strip(),
+            "commit": commit(),
             "gpu_offload": bool(llama_cpp.llama_supports_gpu_offload()),
             "device": ggml.describe(),
         }
@@ -95,20 +97,13 @@ def _describe(emit: Event) -> dict[str, Any]:
         ggml.close()
 
 
-def _llama() -> Any:
-    """Import llama_cpp with its log sent to standard error, warnings and errors only."""
+def _llama() -> tuple[Any, _allocations.Log]:
+    """llama_cpp, with its log kept; warnings and errors go to standard error too, where the parent finds them."""
     import llama_cpp
 
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-    def log(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        if level >= 3:
-            sys.stderr.write(text.decode(errors="replace"))
-            sys.stderr.flush()
-
-    _llama.keep = log  # type: ignore[attr-defined]  # ctypes does not keep a callback alive
-    llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
+    log = _allocations.Log(llama_cpp, complain_to=sys.stderr)
     llama_cpp.llama_backend_init()
-    return llama_cpp
+    return llama_cpp, log
 
 
 # ── what a file says ──────────────────────────────────────────────────────────────────────────────
@@ -131,12 +126,15 @@ def _inspect(emit: Event, path: str) -> dict[str, Any]:
         ) from None
     groups: dict[str, list[int]] = {}
     stored: list[tuple[str, str, int]] = []
+    of_matrices: set[str] = set()
     for tensor in reader.tensors:
-        role = Tensor(name=tensor.name, shape=tuple(int(n) for n in tensor.shape)).role
+        known = Tensor(name=tensor.name, shape=tuple(int(n) for n in tensor.shape))
+        role, kind = known.role, tensor.tensor_type.name
+        of_matrices |= {kind} if known.is_matrix else set()
         group = groups.setdefault(role, [0, 0])
         group[0] += int(tensor.n_bytes)
         group[1] += int(tensor.n_elements)
-        stored.append((role, tensor.tensor_type.name, int(tensor.n_bytes)))
+        stored.append((role, kind, int(tensor.n_bytes)))
     if not groups:
         raise EngineError(f"{file.name}: holds no tensors (a vocabulary, or one part of several); name the file with the weights")
     if "general.architecture" not in reader.fields:
@@ -152,7 +150,8 @@ def _inspect(emit: Event, path: str) -> dict[str, Any]:
     common = max(reader.tensors, key=lambda t: t.n_elements).tensor_type.name
     return {
         "architecture": arch,
-        "gguf_type": _file_type(reader, common),
+        # One type for all matrices says more than a recipe: MXFP4_MOE without a mixture, a K type made with --pure.
+        "gguf_type": _file_type(reader, common) if len(of_matrices) > 1 else common,
         "n_parameters": sum(n for _, n in groups.values()),
         "file_bytes": file.stat().st_size,
         "n_layer": int(number("block_count")),
@@ -220,7 +219,7 @@ def _probe(emit: Event, seconds: float, n_threads: int, use_gpu: bool) -> dict[s
     rulers = _Rulers(emit, n_threads=n_threads, use_gpu=use_gpu)
     yardsticks = rulers.yardsticks("probe", seconds, copy=True)
     kernels = [k for tensor_type in ("F16", "Q8_0", "Q4_K") for k in rulers.kernels("probe", tensor_type, seconds, placements=("cache", "memory"))]
-    return {"yardsticks": yardsticks, "kernels": kernels, "matrix": rulers.matrix_rates(seconds)}
+    return {"yardsticks": yardsticks, "kernels": kernels, "matrix": rulers.matrix_rates("probe", ("F32", "F16", "Q8_0", "Q4_K"), seconds)}
 
 
 def _reading(emit: Event, seconds: float, n_threads: int) -> dict[str, Any]:
@@ -273,15 +272,15 @@ class _Rulers:
                 found.append(self._kernel(ggml, product, seconds, when=when, tensor_type=tensor_type, placement=placement))
         return found
 
-    def matrix_rates(self, seconds: float) -> list[dict[str, Any]]:
+    def matrix_rates(self, when: str, types: Iterable[str], seconds: float) -> list[dict[str, Any]]:
         """Large matrix products, as prefill does them."""
         found = []
         with self._ggml() as ggml:
             n = 8192 if ggml.is_gpu else 2048
-            for tensor_type in ("F32", "F16", "Q8_0", "Q4_K"):
+            for tensor_type in (kind for kind in types if kind in TYPES):
                 self._emit("progress", stage=f"matrix rate: {tensor_type}")
                 product = Product(n, n, n_batch=512)
-                found.append(self._kernel(ggml, product, seconds, when="probe", tensor_type=tensor_type, placement="memory"))
+                found.append(self._kernel(ggml, product, seconds, when=when, tensor_type=tensor_type, placement="memory"))
         return found
 
     @contextmanager
@@ -299,7 +298,7 @@ class _Rulers:
         return self._entry(n_bytes, samples, **fields, **sizes)
 
     def _entry(self, n_bytes: int, samples: list[float], **fields: Any) -> dict[str, Any]:
-        return {**fields, "n_threads": self._n_threads, "n_bytes": n_bytes, "samples_s": _rounded(samples)}
+        return {**fields, "n_threads": self._n_threads, "n_bytes": n_bytes, "samples_s": rounded(samples)}
 
 
 def _sample(call: Callable[[], Any], seconds: float) -> list[float]:
@@ -314,143 +313,85 @@ def _sample(call: Callable[[], Any], seconds: float) -> list[float]:
     return samples
 
 
-def _rounded(samples: list[float]) -> list[float]:
-    """Microseconds and a tenth: finer than any clock here is true, and short in a file."""
-    return [round(s, 7) for s in samples]
-
-
 # ── how fast a model is ───────────────────────────────────────────────────────────────────────────
 
 
 def _measure(
-    emit: Event, *, path: str, points: list[dict[str, Any]], repetitions: int, yardstick_s: float, settings: dict[str, Any], n_sample: int
+    emit: Event,
+    *,
+    path: str,
+    points: list[dict[str, Any]],
+    repetitions: int,
+    yardstick_s: float,
+    settings: dict[str, Any],
+    n_sample: int,
+    zero_s: float,
 ) -> dict[str, Any]:
-    """llama-bench's protocol on one file: per point warm up, then repeat with a cleared memory, every sample kept."""
+    """llama-bench's protocol on one file: per point warm up, then repeat with a cleared memory, every sample kept.
+
+    Yardsticks of ``yardstick_s`` seconds before, between and after; none at all if that is 0.
+    """
     facts = _inspect(emit, path)
     rulers = _Rulers(emit, n_threads=settings["n_threads"], use_gpu=settings["n_gpu_layers"] != 0)
-    bench = _Bench(_llama(), path, settings)
+    # A type that makes up a tenth of what a token reads has a say in its time.
+    total = sum(facts["type_bytes_read"].values())
+    types = [kind for kind, n in facts["type_bytes_read"].items() if n >= total / 10]
+    yardsticks: list[dict[str, Any]] = []
+    kernels: list[dict[str, Any]] = []
+
+    def rule(when: str) -> None:
+        if yardstick_s:
+            yardsticks.extend(rulers.yardsticks(when, yardstick_s))
+            if when != "between":
+                kernels.extend(k for kind in types for k in rulers.kernels(when, kind, yardstick_s / 2))
+            if when == "before":
+                kernels.extend(rulers.matrix_rates(when, types, yardstick_s / 2))
+
+    longest = max(range(len(points)), key=lambda i: points[i].get("n_seq", 1) * (points[i]["n_tokens"] + points[i]["depth"]))
+    with _loaded(emit, path, settings, zero_s) as bench:
+        # The rulers run beside the loaded model, so that both see the same machine.
+        rule("before")
+        measured = []
+        for position, point in enumerate(points):
+            watch = position == longest
+            measured.append(bench.point(emit, repetitions=repetitions, count_experts=facts["n_expert"] > 0, watch=watch, **point))
+            rule("between" if position + 1 < len(points) else "after")
+        return {
+            "facts": facts | {"description": bench.description()},
+            "points": measured,
+            "yardsticks": yardsticks,
+            "kernels": kernels,
+            "sample_text": bench.sample(n_sample) if n_sample else "",
+            "memory": bench.memory(),
+            "flash_attn_used": bench.flash_attn_used,
+        }
+
+
+def _sustain(emit: Event, *, path: str, seconds: float, block_tokens: int, depth: int, settings: dict[str, Any], zero_s: float) -> dict[str, Any]:
+    """Decode for ``seconds`` on end, block after block."""
+    facts = _inspect(emit, path)
+    with _loaded(emit, path, settings, zero_s) as bench:
+        found = bench.sustain(emit, seconds=seconds, block_tokens=block_tokens, depth=depth)
+        return {"facts": facts | {"description": bench.description()}, "flash_attn_used": bench.flash_attn_used, **found}
+
+
+def _tune(emit: Event, *, path: str, tried: list[int], rounds: int, n_decode: int, n_prefill: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Decode and prefill with each number of threads."""
+    _inspect(emit, path)
+    with _loaded(emit, path, settings, 0.0) as bench:
+        return bench.tune(emit, tried=tried, rounds=rounds, n_decode=n_decode, n_prefill=n_prefill)
+
+
+@contextmanager
+def _loaded(emit: Event, path: str, settings: dict[str, Any], zero_s: float) -> Iterator[Bench]:
+    llama_cpp, log = _llama()
+    bench = Bench(path, settings, zero_s=zero_s, log=log, llama=llama_cpp)
     try:
         emit("progress", stage="loading")
         bench.load()
-        # The rulers run beside the loaded model, so that both see the same machine.
-        yardsticks = rulers.yardsticks("before", yardstick_s)
-        # A type that makes up a tenth of what a token reads has a say in its time.
-        total = sum(facts["type_bytes_read"].values())
-        types = [kind for kind, n in facts["type_bytes_read"].items() if n >= total / 10]
-        kernels = [k for kind in types for k in rulers.kernels("before", kind, yardstick_s / 2)]
-        measured = []
-        for position, point in enumerate(points):
-            measured.append(bench.point(emit, repetitions=repetitions, **point))
-            yardsticks += rulers.yardsticks("between" if position + 1 < len(points) else "after", yardstick_s)
-        kernels += [k for kind in types for k in rulers.kernels("after", kind, yardstick_s / 2)]
-        text = bench.sample(n_sample) if n_sample else ""
+        yield bench
     finally:
         bench.close()
-    return {"facts": facts, "points": measured, "yardsticks": yardsticks, "kernels": kernels, "sample_text": text}
-
-
-class _Bench:
-    """One loaded model, and contexts on it."""
-
-    def __init__(self, llama_cpp: Any, path: str, settings: dict[str, Any]) -> None:
-        self._llama, self._path, self._settings = llama_cpp, path, settings
-        self._model: Any = None
-        # Tokens are drawn, not read: speed does not depend on them, except through an MoE's router.
-        self._random = random.Random(settings["seed"])
-
-    def load(self) -> None:
-        parameters = self._llama.llama_model_default_params()
-        parameters.n_gpu_layers = self._settings["n_gpu_layers"]
-        self._model = self._llama.llama_model_load_from_file(os.fsencode(self._path), parameters)
-        if not self._model:
-            raise EngineError(f"{Path(self._path).name}: llama.cpp refused it")
-        self._vocab = self._llama.llama_model_get_vocab(self._model)
-        self._n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
-
-    def close(self) -> None:
-        if self._model:
-            self._llama.llama_model_free(self._model)
-            self._model = None
-
-    def point(self, emit: Event, *, kind: str, n_tokens: int, depth: int, repetitions: int) -> dict[str, Any]:
-        label = f"{'pp' if kind == 'prefill' else 'tg'}{n_tokens}" + (f" at depth {depth}" if depth else "")
-        context = self._context(n_tokens + depth)
-        try:
-            run = self._prefill if kind == "prefill" else self._decode
-            emit("progress", stage=f"{label}: warm-up")
-            warmup_s = sum(run(context, n_tokens if kind == "prefill" else 1))
-            samples = []
-            for repetition in range(repetitions):
-                emit("progress", stage=f"{label}: {repetition + 1} of {repetitions}")
-                self._llama.llama_memory_clear(self._llama.llama_get_memory(context), False)
-                if depth:
-                    self._prefill(context, depth)
-                gc.collect()
-                samples.append(_rounded(run(context, n_tokens)))
-        finally:
-            self._llama.llama_free(context)
-        return {"kind": kind, "n_tokens": n_tokens, "depth": depth, "warmup_s": round(warmup_s, 7), "repetitions_s": samples}
-
-    def sample(self, n_tokens: int) -> str:
-        """Text of ``n_tokens`` tokens drawn at temperature 1 after one random token: what the model has to say."""
-        context = self._context(n_tokens + 1)
-        draw = np.random.default_rng(self._settings["seed"])
-        piece = ctypes.create_string_buffer(256)
-        token, text = self._random.randrange(self._n_vocab), b""
-        try:
-            for _ in range(n_tokens):
-                self._advance(context, (self._llama.llama_token * 1)(token))
-                logits = np.ctypeslib.as_array(self._llama.llama_get_logits_ith(context, -1), (self._n_vocab,)).astype(np.float64)
-                weights = np.exp(logits - logits.max())
-                token = int(draw.choice(self._n_vocab, p=weights / weights.sum()))
-                length = self._llama.llama_token_to_piece(self._vocab, token, piece, len(piece), 0, False)
-                text += piece.raw[: max(0, length)]
-        finally:
-            self._llama.llama_free(context)
-        return "".join(c if c.isprintable() else " " for c in text.decode(errors="replace")).strip()
-
-    def _context(self, n_ctx: int) -> Any:
-        llama, settings = self._llama, self._settings
-        parameters = llama.llama_context_default_params()
-        parameters.n_ctx = n_ctx
-        parameters.n_batch = settings["n_batch"]
-        parameters.n_ubatch = settings["n_ubatch"]
-        parameters.n_threads = parameters.n_threads_batch = settings["n_threads"]
-        parameters.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[settings["flash_attn"]]
-        parameters.type_k = parameters.type_v = TYPES["F16"]
-        parameters.swa_full = False  # as llama.cpp's own tools; the library's default keeps whole windows
-        context = llama.llama_init_from_model(self._model, parameters)
-        if not context:
-            raise EngineError(f"{Path(self._path).name}: llama.cpp could not make a context of {n_ctx} tokens (out of memory?)")
-        return context
-
-    def _prefill(self, context: Any, n_tokens: int) -> list[float]:
-        """Read ``n_tokens`` in batches of ``n_batch``; one time for all."""
-        n_batch = self._settings["n_batch"]
-        tokens = [self._random.randrange(self._n_vocab) for _ in range(n_tokens)]
-        batches = [(self._llama.llama_token * len(part))(*part) for part in (tokens[i : i + n_batch] for i in range(0, n_tokens, n_batch))]
-        start = time.perf_counter()
-        for batch in batches:
-            self._advance(context, batch)
-        self._llama.llama_synchronize(context)
-        return [time.perf_counter() - start]
-
-    def _decode(self, context: Any, n_tokens: int) -> list[float]:
-        """Produce ``n_tokens``, one at a time; one time for each. The clock is read after synchronising."""
-        times = []
-        last = time.perf_counter()
-        for _ in range(n_tokens):
-            self._advance(context, (self._llama.llama_token * 1)(self._random.randrange(self._n_vocab)))
-            self._llama.llama_synchronize(context)
-            now = time.perf_counter()
-            times.append(now - last)
-            last = now
-        return times
-
-    def _advance(self, context: Any, tokens: Any) -> None:
-        status = self._llama.llama_decode(context, self._llama.llama_batch_get_one(tokens, len(tokens)))
-        if status != 0:
-            raise EngineError(f"llama_decode returned {status}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ measures the matrix rate. The library is the one llama-cpp-python carries, so th
 from __future__ import annotations
 
 import ctypes
+import functools
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TYPES", "Ggml", "Product"]
+__all__ = ["TYPES", "Ggml", "Product", "commit", "kept_threads", "tensor_values"]
 
 #: ggml_type numbers: fixed by the GGUF format.
-TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30, "MXFP4": 39}
+TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q5_0": 6, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "BF16": 30, "MXFP4": 39, "NVFP4": 40}
 _DEVICE_CPU, _DEVICE_GPU, _DEVICE_IGPU = 0, 1, 2
 
 
@@ -40,6 +42,23 @@ class Product:
 
 class _InitParams(ctypes.Structure):
     _fields_ = (("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool))
+
+
+class _TensorHead(ctypes.Structure):
+    """How a ``ggml_tensor`` begins; there is no function that tells its sizes and strides."""
+
+    _fields_ = (("type", c_int), ("buffer", c_void_p), ("ne", c_int64 * 4), ("nb", c_size_t * 4))
+
+
+class _ThreadpoolParams(ctypes.Structure):
+    _fields_ = (
+        ("cpumask", c_bool * 512),
+        ("n_threads", c_int),
+        ("prio", c_int),
+        ("poll", ctypes.c_uint32),
+        ("strict_cpu", c_bool),
+        ("paused", c_bool),
+    )
 
 
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
@@ -71,31 +90,87 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_graph_compute": (c_int, [c_void_p, c_void_p]),
     "ggml_backend_synchronize": (None, [c_void_p]),
     "ggml_backend_free": (None, [c_void_p]),
+    "ggml_get_name": (c_char_p, [c_void_p]),
+    "ggml_commit": (c_char_p, []),
+    "ggml_backend_tensor_get": (None, [c_void_p, c_void_p, c_size_t, c_size_t]),
+    "ggml_threadpool_params_default": (_ThreadpoolParams, [c_int]),
+    "ggml_threadpool_new": (c_void_p, [POINTER(_ThreadpoolParams)]),
+    "ggml_threadpool_free": (None, [c_void_p]),
 }
 
 
-def _library_files(folder: Path) -> list[Path]:
+def _library_files(folder: Path, stems: tuple[str, ...] = ("ggml-base", "ggml-cpu", "ggml")) -> list[Path]:
     """ggml's shared libraries, dependencies first, whatever the platform calls them."""
     found = []
-    for stem in ("ggml-base", "ggml-cpu", "ggml"):
+    for stem in stems:
         names = (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll")
         found += [folder / name for name in names if (folder / name).is_file()]
     return found
+
+
+def _llama_file(folder: Path) -> Path:
+    return _library_files(folder, ("llama",))[0]
+
+
+@functools.cache
+def _functions() -> dict[str, Any]:
+    """ggml's functions, from the libraries that llama-cpp-python carries."""
+    import llama_cpp
+
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    libraries = [ctypes.CDLL(str(path)) for path in _library_files(folder)]
+    found: dict[str, Any] = {}
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = next(getattr(library, name) for library in libraries if hasattr(library, name))
+        function.restype, function.argtypes = result, arguments
+        found[name] = function
+    return found
+
+
+def commit() -> str:
+    """The commit of llama.cpp that the libraries were built from, as they say."""
+    return str(_functions()["ggml_commit"]().decode(errors="replace")).removesuffix("-dirty")
+
+
+@contextmanager
+def kept_threads(context: Any, n_threads: int) -> Iterator[None]:
+    """Processor threads that a context keeps from graph to graph, as llama.cpp's own tools do. The binding has no call for it."""
+    import llama_cpp
+
+    f, library = _functions(), ctypes.CDLL(str(_llama_file(Path(llama_cpp.__file__).parent / "lib")))
+    library.llama_attach_threadpool.argtypes, library.llama_attach_threadpool.restype = [c_void_p, c_void_p, c_void_p], None
+    library.llama_detach_threadpool.argtypes, library.llama_detach_threadpool.restype = [c_void_p], None
+    pool = f["ggml_threadpool_new"](ctypes.byref(f["ggml_threadpool_params_default"](n_threads)))
+    if not pool:
+        raise RuntimeError(f"ggml could not start {n_threads} threads")
+    library.llama_attach_threadpool(context, pool, None)
+    try:
+        yield
+    finally:
+        library.llama_detach_threadpool(context)
+        f["ggml_threadpool_free"](pool)
+
+
+def tensor_values(tensor: Any, *, only: str, read: bool) -> tuple[str, np.ndarray[Any, Any] | None]:
+    """Name of a graph's tensor if it is one of ``only``'s (``"only-3"`` for layer 3), else ``""``; and its 32-bit integers, if wanted."""
+    f = _functions()
+    name = f["ggml_get_name"](tensor).decode(errors="replace")
+    if not re.fullmatch(rf"{only}-\d+", name):
+        return "", None
+    if not read:
+        return name, None
+    head = _TensorHead.from_address(tensor)
+    raw = np.empty(f["ggml_nbytes"](tensor), np.uint8)
+    f["ggml_backend_tensor_get"](tensor, raw.ctypes.data, 0, raw.nbytes)
+    shape, strides = (head.ne[1], head.ne[0]), (head.nb[1], head.nb[0])
+    return name, np.lib.stride_tricks.as_strided(raw.view(np.int32), shape, strides)
 
 
 class Ggml:
     """ggml's C interface, and one backend of it: the first GPU if ``use_gpu``, else the CPU."""
 
     def __init__(self, *, use_gpu: bool, n_threads: int) -> None:
-        import llama_cpp
-
-        folder = Path(llama_cpp.__file__).parent / "lib"
-        libraries = [ctypes.CDLL(str(path)) for path in _library_files(folder)]
-        self._f: dict[str, Any] = {}
-        for name, (result, arguments) in _PROTOTYPES.items():
-            function = next(getattr(library, name) for library in libraries if hasattr(library, name))
-            function.restype, function.argtypes = result, arguments
-            self._f[name] = function
+        self._f = _functions()
         self._device = self._find(use_gpu)
         self._backend = self._f["ggml_backend_dev_init"](self._device, None)
         if not self._backend:

@@ -34,7 +34,7 @@ __all__ = ["SIZES", "Options", "Result", "build_book", "clean", "make_stand_ins"
 SIZES = tuple(gguf_files.SIZES)
 
 #: What a measurement depends on besides its notebook: the code that times, not the code that draws.
-_TIMING_MODULES = ("_engine_child", "_ggml", "engine", "measure", "probe", "specs", "gguf_files", "tensors")
+_TIMING_MODULES = ("_bench", "_engine_child", "_ggml", "monitor", "engine", "measure", "probe", "specs", "gguf_files", "tensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 import nbutils
-from nbutils import build, cli_limits, frames, gguf_files, notebook, paths, records, registry, sweep
+from nbutils import build, cli_limits, cli_measure, frames, gguf_files, notebook, paths, records, registry, sweep
+from nbutils.cli_measure import Cpu, SuiteName, Threads, show, summary
 from nbutils.errors import NbutilsError, UsageError, did_you_mean
-from nbutils.printing import AsJson, cell, err, frame_table, out, print_json, rows_of
+from nbutils.printing import AsJson, err, out, print_json, rows_of
+from nbutils.specs import Record
 
 __all__ = ["main"]
 
@@ -28,11 +29,9 @@ app = typer.Typer(
 records_app = typer.Typer(no_args_is_help=True, help="What was measured: list, show, check and submit records.")
 app.add_typer(records_app, name="records")
 cli_limits.register(app)
-Cpu = Annotated[bool, typer.Option("--cpu", help="Measure the processor even where there is a GPU.")]
-Threads = Annotated[int, typer.Option(min=0, max=1024, help="Processor threads; 0 means one per physical core.")]
+cli_measure.register(app)
 Size = Annotated[str, typer.Option(help="Size of the stand-in models: small, base or wide; by default it suits the machine.")]
 Small = Annotated[bool, typer.Option("--small", help="The same as --size small: some tens of MB, for trying things out.")]
-SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file stem in data/suites (smoke, quick, full).")]
 
 
 def main() -> None:
@@ -85,29 +84,17 @@ def book(
 
     What has not changed since last time is not run again. Example: nbutils book --suite full
     """
-    options = build.Options(suite=suite, size=_size(size, small), cpu=cpu, n_threads=threads, published=published)
-    result = build.build_book(options, err if as_json else out)
+    options = build.Options(suite=suite or "quick", size=_size(size, small), cpu=cpu, n_threads=threads, published=published)
+    with records.underway():
+        result = build.build_book(options, err if as_json else out)
     if as_json:
         measured = rows_of(frames.measured_frame(result.records)) if result.records else []
         print_json({"book": str(result.index), "stages_s": result.stages_s, "measured": measured})
         return
     if result.records:
-        out.print(_summary(result.records))
+        out.print(summary(result.records))
     out.print(f"stages: {', '.join(f'{name} {s:.1f} s' for name, s in result.stages_s.items())}", highlight=False, soft_wrap=True)
     out.print(f"book: {result.index}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _summary(found: list[Any]) -> Table:
-    """Model, format, rates, share and backend: the last thing a build prints. The ceiling is on the page."""
-    measured = frames.measured_frame(found)
-    headings = {name: heading for name, heading in frames.summary_headings(measured).items() if name != "ceiling"}
-    table = Table(title="Measured on this machine", caption=frames.noise_line(measured))
-    for name, heading in headings.items():
-        justify: Literal["left", "right"] = "right" if name in frames.SUMMARY_FORMATS else "left"
-        table.add_column(heading, justify=justify, no_wrap=name in ("model", "format", "wall", "backend"))
-    for row in frames.summary_frame(measured).to_dict("records"):
-        table.add_row(*(cell(row[name], frames.SUMMARY_FORMATS.get(name, "{}")) for name in headings))
-    return table
 
 
 def _size(size: str, small: bool) -> str:
@@ -144,65 +131,9 @@ def clean() -> None:
 # ── its parts ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@app.command("measure")
-def measure_command(
-    model: Annotated[str, typer.Option("--model", "-m", help="A .gguf file, or a stand-in such as stand-in-moe-base.")] = "",
-    format_id: Annotated[str, typer.Option("--format", help="Format of a stand-in: F16, Q8_0 or Q4_K_M.")] = "Q4_K_M",
-    repo: Annotated[str, typer.Option(help="A Hugging Face repository, with --file.")] = "",
-    file: Annotated[str, typer.Option(help="The .gguf file in that repository.")] = "",
-    suite: SuiteName = "quick",
-    cpu: Cpu = False,
-    threads: Threads = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Measure one model file and keep the record. Example: nbutils measure -m model.gguf --suite full"""
-    from nbutils import measure
-
-    if not (model or repo or file):
-        raise UsageError("nothing to measure: give --model FILE, --model stand-in-dense-base, or --repo with --file")
-    plan = registry.load_suite(suite)
-    records.require_writable()
-    with err.status("starting …") as status:
-        found = measure.find_model(model, format_id=format_id, repo=repo, file=file, progress=status.update)
-        record = measure.measure(found, plan, n_threads=threads, cpu=cpu, progress=status.update)
-    path = records.write(record)
-    if as_json:
-        print_json({"record": str(path), "points": rows_of(frames.measured_frame([record]))})
-        return
-    out.print(_summary([record]))
-    out.print(f"record: {path}", highlight=False, soft_wrap=True, markup=False)
-
-
-@app.command("probe")
-def probe_command(
-    seconds: Annotated[float, typer.Option(min=0.01, max=60, help="Time for each measurement.")] = 1.0,
-    cpu: Cpu = False,
-    threads: Threads = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Say what this machine is and how fast its memory and arithmetic are."""
-    from nbutils import engine, measure, probe
-
-    machine, description = probe.machine(), engine.describe()
-    measure.check_backend(description, cpu=cpu)
-    with err.status("probing …") as status:
-        n_threads = threads or probe.n_threads_default()
-        speed = probe.speed(seconds=seconds, n_threads=n_threads, use_gpu=measure.wants_gpu(description, cpu=cpu), progress=status.update)
-    rates = frames.yardstick_frame(speed["yardsticks"])
-    kernels = frames.kernel_frame([*speed["kernels"], *speed["matrix"]])
-    if as_json:
-        print_json({"machine": machine.model_dump(mode="json"), "bandwidth": rows_of(rates), "kernels": rows_of(kernels)})
-        return
-    out.print(frame_table("This machine", frames.machine_frame(machine, description), {"property": "{}", "value": "{}"}))
-    rates = rates.assign(best=rates["best"] / 1e9, median=rates["median"] / 1e9)
-    out.print(frame_table("Bandwidth (GB/s)", rates, {"kind": "{}", "method": "{}", "best": "{:.1f}", "median": "{:.1f}"}))
-    kernels = kernels.assign(**{"GB/s": kernels["bytes_per_s"] / 1e9, "GFLOP/s": kernels["flop_per_s"] / 1e9})
-    out.print(frame_table("Kernels", kernels, {"type": "{}", "placement": "{}", "n_batch": "{}", "GB/s": "{:.1f}", "GFLOP/s": "{:,.0f}"}))
-
-
 @app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="A notebook of notebooks/, by stem: fit, device, probe, measure.")],
+    name: Annotated[str, typer.Argument(help="A notebook of notebooks/, by stem: fit, device, probe, measure, sustain, endpoint.")],
     output: Annotated[Path, typer.Argument(help="Where the executed notebook goes.")],
     parameter: Annotated[list[str] | None, typer.Option("--parameter", "-p", help="NAME=VALUE; the value is YAML. May be repeated.")] = None,
 ) -> None:
@@ -234,7 +165,7 @@ def check_data() -> None:
     committed = {path.relative_to(records.committed_dir()).as_posix(): path for path in records.list_records(records.committed_dir())}
     for path in committed.values():
         try:
-            problems += [f"data/records/{path.parent.name}/{path.name}: {line}" for line in frames.check_against_ceiling(records.read(path))]
+            problems += [f"data/records/{path.parent.name}/{path.name}: {line}" for line in _against_ceiling(path)]
         except NbutilsError as error:
             problems.append(f"data/records/{path.parent.name}/{error}")
     for run_id in registry.run_ids():
@@ -248,6 +179,11 @@ def check_data() -> None:
     if problems:
         raise NbutilsError(f"{len(problems)} {'problem' if len(problems) == 1 else 'problems'} in data/")
     out.print(f"{len(registry.device_ids())} devices, {len(registry.model_ids())} models, {len(committed)} records: no problem")
+
+
+def _against_ceiling(path: Path) -> list[str]:
+    record = records.read_any(path)
+    return frames.check_against_ceiling(record) if isinstance(record, Record) else []
 
 
 @app.command()
@@ -268,28 +204,36 @@ def records_list(as_json: AsJson = False) -> None:
     rows = []
     for path in records.list_records():
         try:
-            record = records.read(path)
+            record = records.read_any(path)
         except NbutilsError as error:
             err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
             continue
-        rows.append({"file": str(path), "suite": record.suite.id, "model": record.model.name, "format": record.model.gguf_type})
+        model, fmt = records.subject_of(record)
+        suite = record.suite.id if isinstance(record, Record) else ""
+        rows.append({"file": str(path), "kind": record.kind, "suite": suite, "model": model, "format": fmt})
     if as_json:
         print_json(rows)
         return
     for row in rows:
-        out.print(f"{row['suite']:<6} {row['model']} {row['format']}  {row['file']}", highlight=False, soft_wrap=True, markup=False)
+        out.print(f"{row['suite'] or row['kind']:<11} {row['model']} {row['format']}  {row['file']}", highlight=False, soft_wrap=True, markup=False)
     if not rows:
         out.print(f"no records in {paths.user_records_dir()}; 'nbutils book' or 'nbutils measure' makes some", soft_wrap=True)
 
 
 @records_app.command("show")
 def records_show(files: Annotated[list[Path], typer.Argument(help="Record files.")], as_json: AsJson = False) -> None:
-    """Show what records say: rates, ceilings, shares."""
-    found = [records.read(path) for path in files]
+    """Show what records say: rates, ceilings, shares, memory; of every kind."""
+    found = [records.read_any(path) for path in files]
+    runs = [record for record in found if isinstance(record, Record)]
     if as_json:
-        print_json(rows_of(frames.measured_frame(found)))
+        others = [record.model_dump(mode="json") for record in found if not isinstance(record, Record)]
+        print_json((rows_of(frames.measured_frame(runs)) if runs else []) + others)
         return
-    out.print(_summary(found))
+    if len(runs) == len(found) > 1:
+        out.print(summary(runs))
+        return
+    for record in found:
+        show(record)
 
 
 @records_app.command("check")
@@ -312,5 +256,5 @@ def records_submit(files: Annotated[list[Path], typer.Argument(help="Record file
 
 
 def _checked(path: Path) -> None:
-    if problems := frames.check_against_ceiling(records.read(path)):
+    if problems := _against_ceiling(path):
         raise NbutilsError(f"{path.name}: {problems[0]}")

@@ -33,7 +33,9 @@ __all__ = [
     "probe_speed",
     "quantised_types",
     "require_engine",
+    "sustain_file",
     "time_reading",
+    "tune_threads",
 ]
 
 Progress = Callable[[str], None]
@@ -65,8 +67,9 @@ def backend_name() -> str:
 
 
 def describe() -> dict[str, Any]:
-    """Binding, build flags, and the device this build would use: ``{binding, system_info, gpu_offload, device}``."""
-    return _call("describe")
+    """Binding, build flags, and the device this build would use: ``{binding, commit, system_info, gpu_offload, device}``."""
+    found: dict[str, Any] = _call("describe")
+    return found
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
@@ -106,14 +109,40 @@ def measure_file(
     yardstick_s: float,
     settings: dict[str, Any],
     n_sample: int = 0,
+    zero_s: float = 0.0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Measure one file; returns ``{facts, points, yardsticks, kernels, sample_text}`` as plain values.
+    """Measure one file; returns ``{facts, points, yardsticks, kernels, sample_text, memory, flash_attn_used}`` as plain values.
 
-    ``n_sample`` tokens of text are produced afterwards, outside every timing.
+    ``yardstick_s`` 0 measures no yardsticks. ``n_sample`` tokens of text are produced afterwards, outside every timing.
+    Moments are seconds of the monotonic clock, which child and parent share, since ``zero_s``.
     """
     request = {"points": points, "repetitions": repetitions, "yardstick_s": yardstick_s, "settings": settings, "n_sample": n_sample}
-    return _call("measure", progress, path=str(_existing(path)), **request)
+    return _call("measure", progress, path=str(_existing(path)), zero_s=zero_s, **request)
+
+
+def sustain_file(
+    path: Path,
+    *,
+    seconds: float,
+    block_tokens: int,
+    depth: int,
+    settings: dict[str, Any],
+    zero_s: float = 0.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Decode for ``seconds``: ``{facts, flash_attn_used, block_tokens, at_s, block_s}``. ``block_tokens`` 0 means about a second each."""
+    request = {"seconds": seconds, "block_tokens": block_tokens, "depth": depth, "settings": settings}
+    return _call("sustain", progress, path=str(_existing(path)), zero_s=zero_s, **request)
+
+
+def tune_threads(
+    path: Path, *, tried: list[int], rounds: int, n_decode: int, n_prefill: int, settings: dict[str, Any], progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """Raw times of decode and prefill with each number of threads of ``tried``."""
+    request = {"tried": tried, "rounds": rounds, "n_decode": n_decode, "n_prefill": n_prefill, "settings": settings}
+    found: list[dict[str, Any]] = _call("tune", progress, path=str(_existing(path)), **request)
+    return found
 
 
 def _existing(path: Path) -> Path:
@@ -123,7 +152,7 @@ def _existing(path: Path) -> Path:
     return path.resolve()
 
 
-def _call(op: str, progress: Progress | None = None, **request: Any) -> dict[str, Any]:
+def _call(op: str, progress: Progress | None = None, **request: Any) -> Any:
     require_engine()
     with tempfile.TemporaryFile() as words:
         child = subprocess.Popen([sys.executable, "-m", "nbutils._engine_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
@@ -144,7 +173,7 @@ def _close_quietly(stream: IO[bytes]) -> None:
         pass  # a dead child's pipe: its death is reported elsewhere
 
 
-def _converse(child: subprocess.Popen[bytes], request: dict[str, Any], words: IO[bytes], progress: Progress | None) -> dict[str, Any]:
+def _converse(child: subprocess.Popen[bytes], request: dict[str, Any], words: IO[bytes], progress: Progress | None) -> Any:
     assert child.stdin is not None
     assert child.stdout is not None
     try:
@@ -167,8 +196,7 @@ def _converse(child: subprocess.Popen[bytes], request: dict[str, Any], words: IO
         except ValueError:
             continue  # printed by something else at start: not ours
         if event["event"] == "result":
-            value: dict[str, Any] = event["value"]
-            return value
+            return event["value"]
         if event["event"] == "error":
             raise EngineError(_with_reason(event["message"], words))
         stage = event["stage"]
@@ -196,7 +224,7 @@ def _obituary(code: int, stage: str, words: IO[bytes]) -> str:
             how += " (somebody's kill, or the system was out of memory)"
     else:
         how = f"ended with code {code}"
-    return _with_reason(f"llama.cpp's process {how} while {stage}; nothing was recorded", words)
+    return _with_reason(f"llama.cpp's process {how} while {stage}; nothing was recorded, run it again", words)
 
 
 def _with_reason(message: str, words: IO[bytes]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import mean, median, stdev
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,7 @@ __all__ = [
     "batch_frame",
     "budget_frame",
     "budget_of",
+    "cache_bytes_per_token",
     "cache_kinds_frame",
     "ceiling_lines",
     "ceiling_matrix",
@@ -45,6 +46,7 @@ __all__ = [
     "decode_rows",
     "depth_frame",
     "device_frame",
+    "distinct_experts",
     "explain_device",
     "explain_table",
     "figure_frame",
@@ -92,10 +94,29 @@ CACHEABLE_BYTES = 256 * 2**20
 
 
 def step_bytes(record: Record, point: Point) -> float:
-    """Bytes that one decode step of ``point`` must read: the weights it needs, and K and V at its middle depth."""
+    """Bytes that one decode step of ``point`` must read: the weights its sequences need, and K and V of each at its middle depth.
+
+    Of the experts those that were counted in the run, else those that a router choosing evenly is expected to take.
+    """
     model = record.model
-    weights = bytes_read_per_token(((g.role, g.n_bytes) for g in model.tensors), model.n_expert, model.n_expert_used)
-    return weights + (model.kv_bytes_per_token or 0) * (point.depth + point.n_tokens / 2)
+    weights = float(bytes_read_per_token(((g.role, g.n_bytes) for g in model.tensors), model.n_expert, model.n_expert_used))
+    if model.n_expert and point.n_seq > 1:
+        experts = sum(g.n_bytes for g in model.tensors if g.role == "experts")
+        weights += experts * (distinct_experts(record, point) - model.n_expert_used) / model.n_expert
+    return weights + point.n_seq * cache_bytes_per_token(record) * (point.depth + point.n_tokens / 2)
+
+
+def distinct_experts(record: Record, point: Point) -> float:
+    """Different experts that a layer used per step, on average: counted where the record has counts, expected otherwise."""
+    if point.distinct_experts:
+        return float(np.mean(point.distinct_experts))
+    return limits.distinct_experts(record.model.n_expert, record.model.n_expert_used, point.n_seq)
+
+
+def cache_bytes_per_token(record: Record) -> float:
+    """K and V of one token in the cache types of the run; 0 where the file's layers are not all alike."""
+    blocks = [registry.load_cache_type("llama.cpp", kind.lower()) for kind in (record.settings.type_k, record.settings.type_v)]
+    return (record.model.kv_bytes_per_token or 0) / 2 * sum(block.bytes / block.elements / 2 for block in blocks)
 
 
 def bandwidth_bytes_per_s(record: Record, *, best: bool = False) -> float | None:
@@ -118,7 +139,7 @@ def spread_of_yardsticks(record: Record) -> float:
     for y in record.yardsticks:
         medians.setdefault((y.method,), []).append(median(y.samples_s))
     for k in record.kernels:
-        medians.setdefault((k.tensor_type, k.placement), []).append(median(k.samples_s))
+        medians.setdefault((k.tensor_type, k.placement, str(k.n_batch)), []).append(median(k.samples_s))
     return max((max(found) / min(found) for found in medians.values()), default=1.0)
 
 
@@ -163,14 +184,17 @@ def wall(*, achieved: float, bandwidth: float | None, arithmetic: float | None) 
 def measured_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per record and point, with the rate, its spread, the ceiling of this run, the share reached and the wall.
 
-    ``tok_per_s`` is the median over repetitions, ``low`` and ``high`` the slowest and the fastest. Rates in bytes/s.
+    ``tok_per_s`` is the median over repetitions, ``low`` and ``high`` the slowest and the fastest, ``cv`` their standard
+    deviation over their mean, ``drift`` how much faster the later half was than the earlier one. Of several sequences
+    rates are of all together. Rates in bytes/s.
     """
     rows = []
     for record in records:
         bandwidth, arithmetic = bandwidth_bytes_per_s(record), _cache_rate(record)
         for point in record.points:
-            rates = [point.n_tokens / sum(samples) for samples in point.repetitions_s]
-            row = {
+            rates = [point.n_seq * point.n_tokens / sum(samples) for samples in point.repetitions_s]
+            half = len(rates) // 2
+            row: dict[str, Any] = {
                 "created": record.created,
                 "device": record.machine.device,
                 "backend": record.backend.device,
@@ -180,9 +204,13 @@ def measured_frame(records: Sequence[Record]) -> pd.DataFrame:
                 "phase": point.kind,
                 "n_tokens": point.n_tokens,
                 "depth": point.depth,
+                "n_seq": point.n_seq,
                 "tok_per_s": median(rates),
                 "low": min(rates),
                 "high": max(rates),
+                "cv": stdev(rates) / mean(rates) if len(rates) > 1 else None,
+                "drift": median(rates[-half:]) / median(rates[:half]) - 1 if half else None,
+                "warmup_s": point.warmup_s,
                 "file_bytes": record.model.file_bytes,
                 "bandwidth": bandwidth,
                 "arithmetic": arithmetic,
@@ -195,13 +223,17 @@ def measured_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _decode_columns(record: Record, point: Point, rate: float, bandwidth: float | None, arithmetic: float | None) -> dict[str, float | str | None]:
-    n_bytes = step_bytes(record, point)
+    n_bytes, steps_per_s = step_bytes(record, point), rate / point.n_seq
+    tokens = [seconds for repetition in point.repetitions_s for seconds in repetition]
     return {
         "step_bytes": n_bytes,
-        "achieved": n_bytes * rate,
-        "ceiling_tok_per_s": None if bandwidth is None else limits.decode_ceiling_tok_per_s(bandwidth, n_bytes),
-        "share": None if bandwidth is None else limits.mbu(step_bytes=n_bytes, itl_s=1 / rate, bandwidth_bytes_per_s=bandwidth),
-        "wall": wall(achieved=n_bytes * rate, bandwidth=bandwidth, arithmetic=arithmetic),
+        "achieved": n_bytes * steps_per_s,
+        "ceiling_tok_per_s": None if bandwidth is None else point.n_seq * limits.decode_ceiling_tok_per_s(bandwidth, n_bytes),
+        "share": None if bandwidth is None else limits.mbu(step_bytes=n_bytes, itl_s=1 / steps_per_s, bandwidth_bytes_per_s=bandwidth),
+        # The kernel in cache was timed with one vector; with several it does another amount of arithmetic per byte.
+        "wall": wall(achieved=n_bytes * steps_per_s, bandwidth=bandwidth, arithmetic=arithmetic if point.n_seq == 1 else None),
+        "itl_median_s": median(tokens),
+        "itl_p95_s": float(np.quantile(tokens, 0.95)),
     }
 
 
@@ -566,6 +598,7 @@ SUMMARY_HEADINGS = {
     "model": "model",
     "format": "format",
     "depth": "depth (tokens)",
+    "n_seq": "sequences",
     "prefill": "prefill (tok/s)",
     "decode": "decode (tok/s)",
     "ceiling": "decode ceiling (tok/s)",
@@ -573,13 +606,13 @@ SUMMARY_HEADINGS = {
     "wall": "what binds",
     "backend": "backend",
 }
-SUMMARY_FORMATS = {"depth": "{:,}", "prefill": "{:,.0f}", "decode": "{:,.1f}", "ceiling": "{:,.1f}", "share": "{:.0%}"}
+SUMMARY_FORMATS = {"depth": "{:,}", "n_seq": "{:,}", "prefill": "{:,.0f}", "decode": "{:,.1f}", "ceiling": "{:,.1f}", "share": "{:.0%}"}
 
 
 def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
     """One row per model, format and depth: prefill and decode rates, and the share of the bandwidth measured beside them."""
     rows = []
-    for (_, model, fmt, depth), part in frame.groupby(["backend", "model", "format", "depth"], sort=False):
+    for (_, model, fmt, depth, n_seq), part in frame.groupby(["backend", "model", "format", "depth", "n_seq"], sort=False):
         prefill, decode = part[part["phase"] == "prefill"], part[part["phase"] == "decode"]
         last = decode.iloc[-1] if len(decode) else part.iloc[-1]
         rows.append(
@@ -587,6 +620,7 @@ def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
                 "model": model,
                 "format": fmt,
                 "depth": depth,
+                "n_seq": n_seq,
                 "prefill": prefill["tok_per_s"].iloc[-1] if len(prefill) else None,
                 "decode": last["tok_per_s"] if len(decode) else None,
                 "ceiling": last.get("ceiling_tok_per_s"),
@@ -599,8 +633,9 @@ def summary_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary_headings(frame: pd.DataFrame) -> dict[str, str]:
-    """Headings of the summary; the depth is shown where there is more than one, or another than zero."""
-    return {k: v for k, v in SUMMARY_HEADINGS.items() if k != "depth" or set(frame["depth"]) != {0}}
+    """Headings of the summary; depth and sequences are shown where they are not what everybody expects."""
+    usual = {"depth": {0}, "n_seq": {1}}
+    return {k: v for k, v in SUMMARY_HEADINGS.items() if k not in usual or set(frame[k]) != usual[k]}
 
 
 def summary_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:

@@ -33,6 +33,7 @@ from nbutils.tensors import Tensor, tensor_type, tensors, weight_bytes, weight_b
 
 __all__ = [
     "FORMATS",
+    "ON_DEMAND",
     "SEED",
     "SIZES",
     "StandIn",
@@ -46,7 +47,10 @@ __all__ = [
     "write_hollow",
 ]
 
+#: What a book is measured in.
 FORMATS = ("F16", "Q8_0", "Q4_K_M")
+#: Made for who asks: four-bit floats, on which a processor may be slower than their bytes allow.
+ON_DEMAND = ("MXFP4_GGUF", "NVFP4_GGUF")
 SEED = 20261120
 _N_SPECIAL, _N_BYTES = 3, 256
 
@@ -97,8 +101,9 @@ def parse_stand_in(name: str, format_id: str) -> StandIn:
     known = [f"stand-in-{kind}-{size}" for size in SIZES for kind in ("dense", "moe")]
     if name not in known:
         raise UnknownId(f"no stand-in {name!r}{did_you_mean(name, known)}, or give a path to a .gguf file")
-    if format_id not in FORMATS:
-        raise UnknownId(f"stand-ins are made as {', '.join(FORMATS)}, not as {format_id!r}{did_you_mean(format_id, FORMATS)}")
+    formats = (*FORMATS, *ON_DEMAND)
+    if format_id not in formats:
+        raise UnknownId(f"stand-ins are made as {', '.join(formats)}, not as {format_id!r}{did_you_mean(format_id, formats)}")
     _, _, kind, size = name.split("-")
     return StandIn(kind, size, format_id)
 
@@ -124,7 +129,7 @@ def stand_in_model(kind: str, size: str) -> Model:
         ),
         source="recipe",
         standing="derived",
-        formats=FORMATS,
+        formats=(*FORMATS, *ON_DEMAND),
         sources={"recipe": Source(title="nbutils.gguf_files", seen=date(2026, 11, 20))},
     )
 
@@ -355,7 +360,9 @@ def _add_header(writer: Any, model: Model, fmt: Format) -> None:
     s = model.shape
     writer.add_name(model.name)
     writer.add_description("Random weights of a real architecture, for measuring speed. Its text is noise.")
-    writer.add_file_type(gguf.LlamaFileType[{"F16": "MOSTLY_F16", "Q8_0": "MOSTLY_Q8_0", "Q4_K_M": "MOSTLY_Q4_K_M"}[fmt.id]])
+    # MXFP4_MOE is also what llama-quantize writes when it gives every matrix MXFP4 (--pure); there is no other file type for it.
+    file_type = {"MXFP4_GGUF": "MXFP4_MOE", "NVFP4_GGUF": "NVFP4"}.get(fmt.id, fmt.id)
+    writer.add_file_type(gguf.LlamaFileType[f"MOSTLY_{file_type}"])
     writer.add_block_count(s.n_layer)
     writer.add_context_length(s.n_ctx_train)
     writer.add_embedding_length(s.n_embd)
@@ -418,18 +425,25 @@ def _draw(tensor: Tensor, type_name: str, stand_in: StandIn, fmt: Format) -> npt
         np.bitwise_and(halves, np.uint16(0x83FF), out=halves)
         np.bitwise_or(halves, np.uint16(9 << 10), out=halves)
         return data
-    # Quantised: codes stay as drawn, the f16 scales of each block are set so that values come out near 0.02.
+    # Quantised: codes stay as drawn, the scales of each block are set so that values come out near 0.02.
     blocks = data.reshape(-1, block.bytes)
-    for offset, value in _SCALES[type_name]:
-        blocks[:, offset : offset + 2] = np.frombuffer(np.float16(value).tobytes(), np.uint8)
+    offset, scales = _SCALES[type_name]
+    blocks[:, offset : offset + len(scales)] = np.frombuffer(scales, np.uint8)
     return data
 
 
-#: Where a block's f16 scales lie and what they are set to (layouts: ggml-common.h). Q4_K subtracts a minimum: 7.5 times
-#: its scale centres codes 0…15 on zero.
-_SCALES: dict[str, tuple[tuple[int, float], ...]] = {
-    "Q8_0": ((0, 2.7e-4),),
-    "Q4_K": ((0, 7.7e-5), (2, 7.5 * 7.7e-5)),
-    "Q5_K": ((0, 3.85e-5), (2, 15.5 * 3.85e-5)),
-    "Q6_K": ((208, 1.46e-5),),
+def _halves(*values: float) -> bytes:
+    return np.array(values, np.float16).tobytes()
+
+
+#: Where a block's scales lie and what they are set to (layouts: ggml-common.h). Q4_K and Q5_K subtract a minimum: 7.5 times
+#: the scale centres codes 0…15 on zero. The scale of both four-bit floats is 2^-7: as a power of two that is stored plus 127
+#: (MXFP4), and as four E4M3 below their smallest normal number, in units of 2^-9 (NVFP4).
+_SCALES: dict[str, tuple[int, bytes]] = {
+    "Q8_0": (0, _halves(2.7e-4)),
+    "Q4_K": (0, _halves(7.7e-5, 7.5 * 7.7e-5)),
+    "Q5_K": (0, _halves(3.85e-5, 15.5 * 3.85e-5)),
+    "Q6_K": (208, _halves(1.46e-5)),
+    "MXFP4": (0, bytes([127 - 7])),
+    "NVFP4": (0, bytes([4, 4, 4, 4])),
 }

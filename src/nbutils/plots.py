@@ -18,16 +18,25 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from pandas.io.formats.style import Styler
 
 __all__ = [
+    "batch_rates",
     "budget_bar",
     "decode_against_bytes",
+    "decode_by_format",
     "device_ceilings",
+    "experts_touched",
+    "itl_strip",
+    "measured_over_depth",
+    "measured_roofline",
+    "meters_over_time",
     "new_axes",
     "over_batch",
     "over_depth",
+    "parity",
+    "rate_over_time",
     "rates_by_wall",
     "roofline",
     "table",
@@ -168,6 +177,90 @@ def roofline(devices: pd.DataFrame, marks: Mapping[str, float], *, ax: Axes) -> 
     return ax
 
 
+def measured_roofline(points: pd.DataFrame, roofs: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Measured points under measured roofs: the slope is bandwidth, a solid line a type's matrix rate, a dashed one its rate for one vector.
+
+    ``points`` and ``roofs`` as ``frames_run`` gives them. Round marks are dense, square ones MoE; filled is decode, hollow prefill.
+    """
+    formats = list(dict.fromkeys(points["format"]))
+    colours = dict(zip(formats, sns.color_palette("colorblind"), strict=False))
+    reach = np.array([points["intensity"].min() / 2, points["intensity"].max() * 2])
+    top = roofs.loc[roofs["kind"] == "matrix", "rate"].max() if (roofs["kind"] == "matrix").any() else points["flop_per_s"].max() * 2
+    for bandwidth in roofs.loc[roofs["kind"] == "bandwidth", "rate"]:
+        ax.plot([reach[0], top / bandwidth], [reach[0] * bandwidth / 1e9, top / 1e9], color="0.3", linewidth=1.5)
+        place = (reach[0] * 1.15, reach[0] * 1.15 * bandwidth / 1e9)
+        ax.annotate(f"{bandwidth / 1e9:.0f} GB/s", place, xytext=(-2, 10), textcoords="offset points", fontsize=9, color="0.25")
+    for row in roofs[roofs["kind"] != "bandwidth"].itertuples():
+        # A format is told by its main type; Q4_K_M is mostly Q4_K.
+        colour = next((c for name, c in colours.items() if name.startswith(row.tensor_type)), None)
+        if colour is not None:
+            style = "-" if row.kind == "matrix" else (0, (4, 2))
+            ax.plot(reach, [row.rate / 1e9] * 2, color=colour, linestyle=style, linewidth=1.2, alpha=0.8)
+    for row in points.itertuples():
+        fill = colours[row.format] if row.phase == "decode" else "white"
+        mark = "s" if row.kind == "MoE" else "o"
+        ax.plot(row.intensity, row.flop_per_s / 1e9, mark, color=colours[row.format], markerfacecolor=fill, markersize=7, markeredgewidth=1.6)
+    for name, colour in colours.items():
+        ax.plot([], [], "o", color=colour, label=name)
+    ax.plot([], [], "s", color="0.4", label="MoE (square)")
+    ax.plot([], [], "o", color="0.4", markerfacecolor="white", label="prefill (hollow)")
+    ax.plot([], [], "-", color="0.4", label="matrix product")
+    ax.plot([], [], linestyle=(0, (4, 2)), color="0.4", label="one vector, in cache")
+    ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte of weights)", ylabel="GFLOP/s", xlim=tuple(reach))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=9)
+    _plain_log_ticks(ax, "x")
+    _plain_log_ticks(ax, "y")
+    return ax
+
+
+def experts_touched(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Distinct experts of a layer over the batch: counted as points with their range, expected as a line."""
+    rows = frame.dropna(subset=["counted"]).sort_values("n_seq")
+    blue, orange = sns.color_palette("colorblind", 2)
+    batches = np.geomspace(1, rows["n_seq"].max(), 60)
+    first = rows.iloc[0]
+    n_expert = first["n_expert"]
+    missed = (1 - first["expected"] / n_expert) ** (1 / first["n_seq"])  # an expert, by one token
+    ax.plot(batches, n_expert * (1 - missed**batches), color=orange, label="expected, if tokens choose evenly")
+    ax.axhline(n_expert, color="0.4", linewidth=1, linestyle=(0, (4, 2)), label=f"all {n_expert:.0f} experts")
+    spread = [rows["counted"] - rows["counted_low"], rows["counted_high"] - rows["counted"]]
+    ax.errorbar(rows["n_seq"], rows["counted"], yerr=spread, fmt="o", color=blue, capsize=3, label="counted (mean, least and most)")
+    ax.set(xscale="log", xlabel="sequences decoded side by side", ylabel="distinct experts per layer and step", ylim=(0, n_expert * 1.08))
+    _counted_ticks(ax, rows["n_seq"])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=3, frameon=False, fontsize=9)
+    return ax
+
+
+def measured_over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Measured decode over depth as points with their range, the ceilings from the bandwidth of the same runs as lines."""
+    for (name, part), colour, style in zip(frame.groupby(["kind", "format"], sort=False), sns.color_palette("colorblind"), _STYLES, strict=False):
+        rows = part.sort_values("depth")
+        spread = [rows["tok_per_s"] - rows["low"], rows["high"] - rows["tok_per_s"]]
+        label, mark = f"{name[0]} {name[1]}", "s" if name[0] == "MoE" else "o"
+        ax.errorbar(rows["depth"], rows["tok_per_s"], yerr=spread, fmt=mark, color=colour, capsize=3, clip_on=False, label=f"{label}, measured")
+        ax.plot(rows["depth"], rows["ceiling_tok_per_s"], color=colour, linestyle=style, label=f"{label}, ceiling")
+    ax.set(xlabel="depth (tokens of context)", ylabel="decode (tok/s)", xlim=(0, None), ylim=(0, None))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
+    return ax
+
+
+def batch_rates(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Measured decode over the batch, all sequences together: points with their range, a line per file to guide the eye."""
+    names = list(dict.fromkeys(zip(frame["kind"], frame["format"], strict=True)))
+    for (kind, fmt), colour, style in zip(names, sns.color_palette("colorblind"), itertools.cycle(_STYLES), strict=False):
+        rows = frame[(frame["kind"] == kind) & (frame["format"] == fmt)].sort_values("n_seq")
+        spread = [rows["tok_per_s"] - rows["low"], rows["high"] - rows["tok_per_s"]]
+        mark = "s" if kind == "MoE" else "o"
+        ax.errorbar(rows["n_seq"], rows["tok_per_s"], yerr=spread, fmt=mark, color=colour, capsize=3, label=f"{kind} {fmt}")
+        ax.plot(rows["n_seq"], rows["tok_per_s"], color=colour, linestyle=style, linewidth=1, alpha=0.6)
+    ax.set(xscale="log", yscale="log", xlabel="sequences decoded side by side", ylabel="decode, all sequences (tok/s)")
+    _counted_ticks(ax, frame["n_seq"])
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=9)
+    _plain_log_ticks(ax, "y")
+    return ax
+
+
 def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Decode ceilings of one device, a line per model and format; the mark at its end says whether it fits."""
     rows = frame.sort_values("decode_ceiling_tok_per_s", ascending=False).reset_index(drop=True)
@@ -236,11 +329,9 @@ def over_batch(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     if not frame["fits"].all():
         ax.plot([], [], "o", color="0.4", markerfacecolor="white", label="does not fit")
     ax.set(xscale="log", yscale="log", xlabel="batch (sequences)", ylabel="decode ceiling, all sequences (tok/s)")
-    ax.set_xticks(sorted(frame["batch"].unique()))
+    _counted_ticks(ax, frame["batch"])
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
     _plain_log_ticks(ax, "y")
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
     return ax
 
 
@@ -258,6 +349,13 @@ def yardsticks(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     return ax
 
 
+def _counted_ticks(ax: Axes, counts: pd.Series) -> None:
+    """A logarithmic axis with a plain number at each of what was counted."""
+    ax.set_xticks(sorted(counts.unique()))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _plain_log_ticks(ax: Axes, axis: str) -> None:
     """Plain numbers at 1, 2 and 5 of each decade, where there are few decades; powers are for other readers."""
     target = ax.xaxis if axis == "x" else ax.yaxis
@@ -266,3 +364,103 @@ def _plain_log_ticks(ax: Axes, axis: str) -> None:
     target.set_major_locator(LogLocator(subs=steps))
     target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     target.set_minor_formatter(NullFormatter())
+
+
+def decode_by_format(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """For each format, most bytes first: measured decode with its range, and what reading alone and arithmetic alone would allow, in tok/s."""
+    decode = frame[frame["phase"] == "decode"].sort_values("step_bytes", ascending=False).reset_index(drop=True)
+    blue, orange, green = sns.color_palette("colorblind", 3)
+    y = np.arange(len(decode))
+    for name, colour, style, label in (
+        ("bandwidth", blue, "-", "ceiling from bandwidth"),
+        ("arithmetic", orange, (0, (2, 1)), "ceiling from arithmetic (weights in cache)"),
+    ):
+        ax.vlines(decode[name] / decode["step_bytes"], y - 0.32, y + 0.32, color=colour, linewidth=3, linestyle=style, label=label)
+    spread = [decode["tok_per_s"] - decode["low"], decode["high"] - decode["tok_per_s"]]
+    ax.errorbar(decode["tok_per_s"], y, xerr=spread, fmt="o", color=green, markersize=9, capsize=3, label="decode, measured")
+    ax.set_yticks(y, [f"{row.format}\n{row.step_bytes / 1e6:.0f} MB per token" for row in decode.itertuples()])
+    for position, wall in enumerate(decode["wall"]):
+        words = wall.replace(" and ", " and\n")
+        ax.annotate(words, (1.02, position), xycoords=("axes fraction", "data"), va="center", fontsize=9, color="0.25", annotation_clip=False)
+    ax.annotate("what binds", (1.02, 1.02), xycoords="axes fraction", fontsize=9, fontweight="bold", color="0.25", annotation_clip=False)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    ax.set(xlabel="decode (tok/s)", xlim=(0, None))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.42, -0.16), ncols=3, frameon=False, fontsize=9)
+    return ax
+
+
+def itl_strip(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """The time before every piece of streamed answers, by its place in the answer; per number of requests in flight a colour, a mark and a median."""
+    colours, marks = itertools.cycle(sns.color_palette("colorblind")), itertools.cycle("os^Dv")
+    whole, cut = frame[frame["whole"]], frame[~frame["whole"]]
+    shown_ms = 1e3 * np.maximum(frame["itl_s"], 1e-5)  # the finest that a record keeps; pieces that came together lie on it
+    for (level, part), colour, mark, style in zip(whole.groupby("concurrency"), colours, marks, itertools.cycle(_STYLES), strict=False):
+        ax.plot(part["piece"], shown_ms[part.index], mark, color=colour, markersize=4, alpha=0.4, markeredgewidth=0)
+        middle = 1e3 * part["itl_s"].median()
+        if middle > 0:
+            ax.axhline(middle, color=colour, linestyle=style, linewidth=1.2, label=f"{level} in flight, median {middle:,.3g} ms")
+    if len(cut):
+        ax.plot(cut["piece"], shown_ms[cut.index], "x", color="0.4", markersize=5, label="answers cut short")
+    ax.set(xlabel="piece of the answer", ylabel="time since the piece before (ms)", yscale="log", xlim=(0, None))
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
+    _plain_log_ticks(ax, "y")
+    return ax
+
+
+def rate_over_time(blocks: pd.DataFrame, slices: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Decode for minutes on end: every block a point, every slice of the run a line at its rate. Columns as ``frames_power`` gives them."""
+    unit, name = _unit_of_time(blocks["at_s"].max())
+    blue = sns.color_palette("colorblind")[0]
+    ax.plot(blocks["at_s"] / unit, blocks["tok_per_s"], ".", color=blue, alpha=0.45, markersize=6, markeredgewidth=0, label="a block")
+    start = slices["start_s"].iloc[0]
+    for i, row in enumerate(slices.itertuples()):
+        span = [(row.start_s - start) / unit, (row.end_s - start) / unit]
+        ax.plot(span, [row.tok_per_s] * 2, color="0.15", linewidth=2, label="a slice of the run" if i == 0 else None)
+    ax.set(xlabel=f"time ({name})", ylabel="decode (tok/s)", xlim=(0, None), ylim=(0, 1.08 * blocks["tok_per_s"].max()))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
+    return ax
+
+
+def meters_over_time(moments: pd.DataFrame, *, ax: Axes) -> Axes:
+    """One quantity that meters told beside a run, a line style per meter. Columns: ``quantity, meter, at_s, value``."""
+    unit, name = _unit_of_time(moments["at_s"].max())
+    looks = zip(sns.color_palette("colorblind"), _STYLES * 2, strict=False)
+    for (meter, part), (colour, style) in zip(moments.groupby("meter", sort=False), looks, strict=False):
+        ax.plot(part["at_s"] / unit, part["value"], color=colour, linestyle=style, marker=".", markersize=3, label=meter)
+    ax.set(xlabel=f"time ({name})", ylabel=moments["quantity"].iloc[0], xlim=(0, None))
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False, fontsize=9)
+    return ax
+
+
+def _unit_of_time(seconds: float) -> tuple[float, str]:
+    return (60.0, "min") if seconds >= 110 else (1.0, "s")
+
+
+def parity(frame: pd.DataFrame, *, ax: Axes) -> Axes:
+    """Ours over llama-bench's, a row per file and test: the median of rounds as a point, their range as a bar, a band of 1 % around one.
+
+    Ratios are drawn on a logarithmic axis: twice as fast is as far from one as half as fast.
+    """
+    rows = frame.reset_index(drop=True)
+    y = np.arange(len(rows))
+    blue, orange = sns.color_palette("colorblind", 2)
+    off = (rows["ratio"] - 1).abs() > 0.01
+    ax.axvspan(0.99, 1.01, color="0.88", label="within 1 %")
+    ax.axvline(1, color="0.35", linewidth=1.5)
+    spread = [rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]
+    for mask, colour, mark, label in ((~off, blue, "o", "median of rounds, and their range"), (off, orange, "X", "median off by more")):
+        if mask.any():
+            errors = [part[mask] for part in spread]
+            ax.errorbar(rows["ratio"][mask], y[mask], xerr=errors, fmt=mark, color=colour, markersize=7, capsize=3, label=label)
+    ax.set_yticks(y, [f"{row.model.removeprefix('stand-in-')} {row.format}, {row.test}" for row in rows.itertuples()], fontsize=9)
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    reach = 1.1 * max(0.02, float(np.abs(np.log(rows[["ratio_low", "ratio_high"]].to_numpy())).max()))
+    ax.set(xscale="log", xlim=(np.exp(-reach), np.exp(reach)), xlabel="nbutils over llama-bench (ratio)")
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.legend(loc="upper center", bbox_to_anchor=(0.35, -0.13), ncols=2, frameon=False, fontsize=9)
+    return ax

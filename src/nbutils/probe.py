@@ -8,18 +8,17 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
 
-from nbutils import engine, registry
-from nbutils.errors import MissingExtra
+from nbutils import engine, monitor, registry
+from nbutils.monitor import gpu_states
 from nbutils.specs import Device, Gpu, KernelRate, Machine, Yardstick
 
-__all__ = ["bandwidth", "gpu_states", "identify", "machine", "n_threads_default", "speed"]
+__all__ = ["bandwidth", "gpu_states", "identify", "machine", "n_threads_allowed", "n_threads_default", "speed"]
 
 #: How far a reported memory size may lie under the nominal one: firmware and kernel keep some of it.
 _MEMORY_TOLERANCE = 0.12
@@ -28,7 +27,7 @@ _MEMORY_TOLERANCE = 0.12
 def machine() -> Machine:
     """Everything about this machine that needs no timing."""
     memory = psutil.virtual_memory()
-    gpus = tuple(_gpus())
+    gpus = tuple(monitor.gpus())
     cpu = _cpu_name()
     working_set = _apple_working_set(memory.total)
     device, configuration = identify(cpu, gpus, memory.total)
@@ -58,8 +57,13 @@ def machine() -> Machine:
 
 def n_threads_default() -> int:
     """One thread per physical core this process may use: what llama.cpp's own tools start with."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = n_threads_allowed()
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
+
+
+def n_threads_allowed() -> int:
+    """Hardware threads this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def identify(cpu: str, gpus: tuple[Gpu, ...], system_memory_bytes: int) -> tuple[str, str]:
@@ -100,87 +104,6 @@ def bandwidth(*, seconds: float, progress: engine.Progress | None = None) -> flo
     reads = [Yardstick.model_validate(y) for y in found["yardsticks"] if y["kind"] == "read"]
     where = "gpu" if any(y.where == "gpu" for y in reads) else "cpu"
     return max(y.n_bytes / median(y.samples_s) for y in reads if y.where == where)
-
-
-# ── graphics cards, through NVML ──────────────────────────────────────────────────────────────────
-
-
-def _nvml() -> Any | None:
-    """The NVML module, initialised, or ``None`` where there is no driver."""
-    try:
-        import pynvml
-    except ImportError:
-        raise MissingExtra("probing needs nvidia-ml-py: pip install -e '.[engine]'") from None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return None
-    return pynvml
-
-
-def _ask(nvml: Any, question: str, *arguments: Any) -> Any | None:
-    """One NVML question; ``None`` where the driver refuses it, as unified-memory machines do for memory."""
-    try:
-        return getattr(nvml, question)(*arguments)
-    except nvml.NVMLError:
-        return None
-
-
-def _gpus() -> list[Gpu]:
-    nvml = _nvml()
-    if nvml is None:
-        return []
-    try:
-        driver = _text(_ask(nvml, "nvmlSystemGetDriverVersion"))
-        return [_gpu(nvml, index, driver) for index in range(_ask(nvml, "nvmlDeviceGetCount") or 0)]
-    finally:
-        _ask(nvml, "nvmlShutdown")
-
-
-def _gpu(nvml: Any, index: int, driver: str) -> Gpu:
-    handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", index)
-    if handle is None:
-        return Gpu(name=f"GPU {index}, lost", driver=driver, refused=("handle",))
-    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
-    limit = _ask(nvml, "nvmlDeviceGetPowerManagementLimit", handle)
-    return Gpu(
-        name=_text(_ask(nvml, "nvmlDeviceGetName", handle)) or f"GPU {index}",
-        memory_bytes=memory.total if memory else None,
-        driver=driver,
-        power_limit_w=None if limit is None else limit / 1000,
-        refused=tuple(name for name, answer in (("memory", memory), ("power limit", limit)) if answer is None),
-    )
-
-
-def gpu_states(when: str) -> list[dict[str, Any]]:
-    """Clocks, power, temperature and throttle reasons of every GPU, as NVML gives them; absent where it refuses."""
-    nvml = _nvml()
-    if nvml is None:
-        return []
-    try:
-        return [_gpu_state(nvml, index, when) for index in range(_ask(nvml, "nvmlDeviceGetCount") or 0)]
-    finally:
-        _ask(nvml, "nvmlShutdown")
-
-
-def _gpu_state(nvml: Any, index: int, when: str) -> dict[str, Any]:
-    state: dict[str, Any] = {"when": when, "gpu": index, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-    handle = _ask(nvml, "nvmlDeviceGetHandleByIndex", index)
-    if handle is None:
-        return state | {"lost": True}
-    milliwatts = _ask(nvml, "nvmlDeviceGetPowerUsage", handle)
-    answers = {
-        "graphics_clock_mhz": _ask(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_GRAPHICS),
-        "memory_clock_mhz": _ask(nvml, "nvmlDeviceGetClockInfo", handle, nvml.NVML_CLOCK_MEM),
-        "power_w": None if milliwatts is None else milliwatts / 1000,
-        "temperature_c": _ask(nvml, "nvmlDeviceGetTemperature", handle, nvml.NVML_TEMPERATURE_GPU),
-        "throttle_reasons": _ask(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle),
-    }
-    return state | {name: answer for name, answer in answers.items() if answer is not None}
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
 
 
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────

@@ -9,12 +9,18 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
+import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import ValidationError
 
 from nbutils import paths, registry
@@ -27,6 +33,7 @@ __all__ = [
     "device_of",
     "file_name",
     "list_records",
+    "load_any",
     "load_named",
     "read",
     "read_any",
@@ -34,11 +41,14 @@ __all__ = [
     "resolve",
     "subject_of",
     "submit",
+    "underway",
     "write",
 ]
 
 #: A record of the full suite is some 50 kB, one of ten minutes with all meters some 300; more is not a record.
 MAX_BYTES = 500_000
+#: A note holds a command of 2,000 characters, each escaped at most. Nobody takes a minute to write a file.
+_MAX_NOTE_BYTES, _HALF_WRITTEN_S = 30_000, 60.0
 
 _KINDS: dict[str, type[AnyRecord]] = {"run": Record, "sustain": SustainRecord, "endpoint": ServedRecord, "llama-bench": BenchRecord}
 
@@ -110,6 +120,8 @@ def read_any(path: Path) -> AnyRecord:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{name}: {path.stat().st_size:,} bytes, over the limit of {MAX_BYTES:,}: not a record")
         fields = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        # Of what was written, not of what is understood: a field that came later takes its default and spoils nothing.
+        expected = _digest(fields)
     except FileNotFoundError:
         raise UsageError(f"no record at {str(path)!r}; 'nbutils records list' shows this machine's own") from None
     except OSError as error:
@@ -126,8 +138,6 @@ def read_any(path: Path) -> AnyRecord:
         record = _KINDS[kind].model_validate(fields)
     except ValidationError as error:
         raise DataError(f"{name}: {registry.problems_of(error)[0]}") from None
-    # Of what was written, not of what is understood: a field that came later takes its default and spoils nothing.
-    expected = _digest(fields)
     if not path.stem.endswith(expected):
         raise DataError(f"{name}: its content has the digest {expected}, its name says otherwise; records are never edited, measure again")
     return record
@@ -143,6 +153,56 @@ def require_writable(folder: Path | None = None) -> None:
             file.flush()
     except OSError as error:
         raise DataError(f"records cannot be written to {folder}: {error.strerror}; free some space or set NBUTILS_HOME to another folder") from None
+
+
+@contextmanager
+def underway() -> Iterator[None]:
+    """Leave a note while something is measured, so that the next command can say what was cut off; it says so now.
+
+    What a killed run had measured is lost, whole records are not touched: they are only ever added, by rename.
+    """
+    folder = paths.user_records_dir().parent / "underway"
+    for message in _cut_off(folder):
+        print(f"nbutils: {message}", file=sys.stderr)
+    me = psutil.Process()
+    note = folder / f"{me.pid}.json"
+    command = shlex.join(["nbutils", *sys.argv[1:]])[:2000]
+    try:
+        paths.write_text(note, json.dumps({"pid": me.pid, "started": me.create_time(), "command": command}) + "\n")
+    except OSError:
+        pass  # a note is a courtesy; what must be writable is checked elsewhere
+    try:
+        yield
+    finally:
+        _remove(note)
+
+
+def _cut_off(folder: Path) -> list[str]:
+    """One line for each note whose process is gone; the notes are removed, and what was half written when it went."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        command = ""
+        try:
+            if path.stat().st_size <= _MAX_NOTE_BYTES:
+                note = json.loads(path.read_text(encoding="utf-8"))
+                pid, started, command = int(note["pid"]), float(note["started"]), str(note["command"])[:2000]
+                if psutil.pid_exists(pid) and abs(psutil.Process(pid).create_time() - started) < 1:
+                    continue
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, psutil.Error):
+            pass  # of a process that has just gone, or no note of ours
+        _remove(path)
+        again = f"; to go on, run it again: {command}" if command.isprintable() and command else ""
+        found.append(f"an earlier run was cut off and what it had not finished is lost; every record before it is whole{again}")
+    for path in [*folder.glob(".*.part"), *paths.user_records_dir().glob("*/.*.part")]:
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _HALF_WRITTEN_S:
+                path.unlink()
+    return found
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def resolve(name: str) -> Path:
@@ -161,8 +221,13 @@ def committed_dir() -> Path:
 
 
 def load_named(run: NamedRun) -> list[Record]:
-    """The committed records of a named run."""
+    """The committed records of a named run, each of them a run of a suite."""
     return [read(committed_dir() / name) for name in run.records]
+
+
+def load_any(run: NamedRun) -> list[AnyRecord]:
+    """The committed records of a named run, of whatever kind."""
+    return [read_any(committed_dir() / name) for name in run.records]
 
 
 def submit(path: Path, *, now: datetime | None = None) -> Path:

@@ -73,6 +73,8 @@ SCHEMA_VERSION = 1
 Id = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.\-]{0,63}$")]
 #: Text that reaches pages: bounded, one line. It is escaped where it becomes HTML, not here.
 Line = Annotated[str, StringConstraints(max_length=400, pattern=r"^[^\x00-\x1f\x7f]*$")]
+#: The same where one line lists many things: a machine's cards, overrides of tensors by pattern.
+Words = Annotated[str, StringConstraints(max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 #: A name that becomes the title of a page: templates put it where markup would count.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=120, pattern=r"^[^<>&\"\x00-\x1f\x7f]*$")]
 Standing = Literal["vendor", "press", "derived", "measured", "unverified"]
@@ -592,6 +594,8 @@ class FileFacts(Frozen):
     #: Bytes of weights that one token reads, by tensor type: which kernels its time is spent in.
     type_bytes_read: dict[Line, Count]
     header_sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    #: What llama.cpp calls it: architecture, size class, file type.
+    description: Line = ""
 
 
 class Settings(Frozen):
@@ -684,9 +688,9 @@ class OwnBuffer(Frozen):
 
 
 class MemoryStage(Frozen):
-    """What the process and the driver held at a moment of the run."""
+    """What the process and the driver held at a moment of the run: ``before`` and ``context`` are just before and after the context is made."""
 
-    stage: Literal["start", "loaded", "context", "ran"]
+    stage: Literal["start", "loaded", "before", "context", "ran"]
     #: Resident memory of the process, and of that what mirrors files; ``None`` where the system does not tell them apart.
     resident_bytes: Count
     file_bytes: int | None = None
@@ -701,6 +705,8 @@ class MemoryUse(Frozen):
     n_seq: Count = 1
     #: By part (weights, kv, recurrent, compute, output), as this nbutils had it before the run; empty for a file it cannot count.
     predicted_bytes: dict[Line, int]
+    #: Whether the compute buffer among them was asked for, kept or bounded.
+    compute_basis: Line = ""
     own: tuple[OwnBuffer, ...]
     stages: tuple[MemoryStage, ...]
 
@@ -800,7 +806,7 @@ class SustainRecord(Kept):
 
 
 class ServedRequest(Frozen):
-    """One streamed completion. Times in seconds from the moment the request was sent."""
+    """One streamed completion. Times in seconds from the moment the request was sent, when a connection was open already."""
 
     #: How many requests were in flight at most, of which this one was one; and when it was sent, in seconds of the run.
     concurrency: Count
@@ -818,6 +824,8 @@ class ServedRequest(Frozen):
     finish: Line = ""
     #: Why the samples end early; empty for a whole answer.
     problem: Line = ""
+    #: The longest that the measuring program was kept from listening meanwhile: other programs had the processor.
+    lag_s: Moment = 0.0
 
 
 class ServedRecord(Kept):
@@ -828,11 +836,22 @@ class ServedRecord(Kept):
     #: Never the address: whether the server is on this machine, on a private network or elsewhere.
     place: Literal["this machine", "private network", "elsewhere"]
     model: Line
+    #: What the server says it is, in its own words.
     software: Line = ""
     #: ``chat`` or ``completions``, and what was asked for.
     interface: Literal["chat", "completions"]
     prompt_tokens_asked: Count
     max_tokens: Count
+    #: Requests in flight, level after level; a level without requests was not reached. Each stream of a level sends ``repetitions``.
+    concurrency: Annotated[tuple[Count, ...], Field(min_length=1)]
+    repetitions: Count
+    #: How long a request waits for a connection, the first piece and every next one.
+    timeout_s: Seconds
+    #: What the server took beside the prompt: ``temperature``, ``seed``, ``ignore_eos``, ``include_usage``.
+    options: dict[Line, bool | int | float] = {}
+    #: Words of a prompt, and how many tokens the server counted in prompts of how many words before the run; empty where it does not count.
+    n_prompt_words: Count
+    calibration: tuple[tuple[Count, Count], ...] = ()
     requests: Annotated[tuple[ServedRequest, ...], Field(min_length=1)]
     warmup: tuple[ServedRequest, ...] = ()
 
@@ -845,9 +864,21 @@ class BenchTest(Frozen):
     n_depth: int = Field(ge=0)
     test_time: Line
     avg_ns: Count
+    #: As printed: the program's whole numbers overflow when a repetition takes some seconds.
     stddev_ns: int = Field(ge=0)
     #: Empty where the file has none, as CSV.
     samples_ns: tuple[Count, ...] = ()
+    #: As printed, kept only where the samples do not give them to the last digit. CSV has no samples.
+    avg_ts: float | None = Field(default=None, gt=0)
+    stddev_ts: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.n_prompt and not self.n_gen:
+            raise ValueError("n_prompt and n_gen are both 0: nothing was timed")
+        if not self.samples_ns and (self.avg_ts is None or self.stddev_ts is None):
+            raise ValueError("neither samples_ns nor avg_ts and stddev_ts")
+        return self
 
 
 class BenchRecord(Kept):
@@ -856,15 +887,15 @@ class BenchRecord(Kept):
     kind: Literal["llama-bench"]
     build_commit: Line
     build_number: int = Field(ge=0)
-    cpu_info: Line
-    gpu_info: Line = ""
+    cpu_info: Words
+    gpu_info: Words = ""
     backends: Line
     #: The file's name without its folder.
     model_filename: Line
     model_type: Line
     model_size: Count
     model_n_params: Count
-    settings: dict[Line, bool | int | float | Line]
+    settings: dict[Line, bool | int | float | Words]
     tests: Annotated[tuple[BenchTest, ...], Field(min_length=1)]
 
 

@@ -130,7 +130,8 @@ _FULL_EVERY = {
 #: Caches of kinds that are not told apart here.
 _UNKNOWN_CACHES = ("wkv.", "shortconv.", "kda.", "attention.indexer.", "attention.compress")
 _FILE_TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L"}
-_FILE_TYPES |= {14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS", 32: "BF16", 38: "MXFP4_MOE"}
+_FILE_TYPES |= {14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 25: "IQ4_NL", 30: "IQ4_XS", 32: "BF16"}
+_FILE_TYPES |= {38: "MXFP4_MOE", 39: "NVFP4"}
 
 
 class _Keys:
@@ -200,7 +201,8 @@ def variant_of_header(header: Header) -> Variant:
         stored,
         shape=shape,
         name=header.name,
-        format=_FILE_TYPES.get(file_type, common) if isinstance(file_type, int) else common,
+        # One type for all matrices says more than a recipe: MXFP4_MOE without a mixture, a K type made with --pure.
+        format=_FILE_TYPES.get(file_type, common) if isinstance(file_type, int) and len(types) > 1 else common,
         architecture=keys.architecture,
         engine="llama.cpp",
         arithmetic=gguf_arithmetic(types),

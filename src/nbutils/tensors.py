@@ -444,11 +444,11 @@ def variant(model: Model, fmt: Format) -> Variant:
 def gguf_arithmetic(types: Iterable[str]) -> tuple[str, ...]:
     """Types whose peaks llama.cpp's kernels may reach with matrices of these tensor types (``ggml-cuda``: ``mmq.cu`` and cuBLAS).
 
-    F16 is multiplied with sums of either width, quantised weights in INT8 or as F16, MXFP4 on Blackwell in FP4.
+    F16 is multiplied with sums of either width, quantised weights in INT8 or as F16, MXFP4 and NVFP4 on Blackwell in FP4.
     """
     found = set(types)
     quantised = ("int8",) if found - {"F32", "F16", "BF16"} else ()
-    return ("fp16/any", *quantised, *(("fp4",) if "MXFP4" in found else ()))
+    return ("fp16/any", *quantised, *(("fp4",) if found & {"MXFP4", "NVFP4"} else ()))
 
 
 def variant_of(stored: Iterable[Stored], *, shape: Shape, **fields: Any) -> Variant:

@@ -1,0 +1,394 @@
+"""A benchmark, not a test: nbutils beside llama-bench, both of one llama.cpp, on the stand-in models. Run: make parity
+
+llama-bench is built from the source that the pinned llama-cpp-python carries, with the same compiler settings. Both run
+in turn, one right after the other for each file and depth, in rounds whose order alternates: what else the machine does
+meets both. The result is data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from nbutils import engine, gguf_files, llama_bench, measure, paths, probe, registry
+from nbutils.errors import EngineError, NbutilsError, UsageError
+from nbutils.printing import err, out
+from nbutils.specs import Settings
+
+#: How far a median may be off.
+TOLERANCE_PERCENT = 1.0
+N_PROMPT, N_GEN = 512, 128
+KINDS = ("dense", "moe")
+
+Rates = dict[str, list[float]]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A stand-in and where it lies."""
+
+    model: str
+    format: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What both programs are asked."""
+
+    program: Path
+    subjects: list[Subject]
+    depths: list[int]
+    repetitions: int
+    settings: Settings
+
+
+# ── what both say ─────────────────────────────────────────────────────────────────────────────────
+
+
+def label(kind: str, depth: int) -> str:
+    """llama-bench's own words: ``tg128 @ d4096``."""
+    return (f"pp{N_PROMPT}" if kind == "prefill" else f"tg{N_GEN}") + (f" @ d{depth}" if depth else "")
+
+
+def sittings(plan: Plan) -> list[tuple[Subject, int, tuple[int, int]]]:
+    """What one process measures at a time: file, depth, and how long a prompt and how many generated tokens.
+
+    The shorter it is, the less a machine changes between the two programs. At depth 0 each test sits alone; deeper ones share the
+    reading of what comes before.
+    """
+    alone, both = ((N_PROMPT, 0), (0, N_GEN)), ((N_PROMPT, N_GEN),)
+    return [(subject, depth, tests) for subject in plan.subjects for depth in plan.depths for tests in (both if depth else alone)]
+
+
+def ours(plan: Plan, subject: Subject, depth: int, tests: tuple[int, int]) -> Rates:
+    """Tokens per second of each repetition, by test, as nbutils measures them."""
+    n_prompt, n_gen = tests
+    suite = measure.custom_suite(prompts=[n_prompt], generated=[n_gen], depths=[depth], sequences=[1], repetitions=plan.repetitions)
+    points = [point.model_dump() for point in suite.points]
+    asked = plan.settings.model_dump(exclude={"flash_attn_used"})
+    found = engine.measure_file(subject.path, points=points, repetitions=plan.repetitions, yardstick_s=0.0, settings=asked)
+    return {label(p["kind"], depth): [p["n_tokens"] / sum(times) for times in p["repetitions_s"]] for p in found["points"]}
+
+
+def theirs(plan: Plan, subject: Subject, depth: int, tests: tuple[int, int]) -> Rates:
+    """The same as llama-bench measures them."""
+    used = plan.settings
+    numbers = {"-p": tests[0], "-n": tests[1], "-d": depth, "-r": plan.repetitions, "-t": used.n_threads, "-b": used.n_batch, "-ub": used.n_ubatch}
+    command = [str(plan.program), "-m", str(subject.path), "-o", "jsonl", "-ngl", str(used.n_gpu_layers)]
+    with tempfile.TemporaryDirectory() as folder:
+        printed = Path(folder) / "llama-bench.jsonl"
+        with printed.open("wb") as file:
+            done = subprocess.run(
+                [*command, *(str(x) for pair in numbers.items() for x in pair)], stdout=file, stderr=subprocess.PIPE, text=True, check=False
+            )
+        if done.returncode != 0:
+            raise EngineError(f"llama-bench ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+        found = [test for record in llama_bench.read(printed) for test in record.tests]
+    return {label("prefill" if t.n_prompt else "decode", t.n_depth): [(t.n_prompt + t.n_gen) * 1e9 / ns for ns in t.samples_ns] for t in found}
+
+
+# ── rounds ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def run_round(plan: Plan, number: int, say: Say, step: Callable[[], None]) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """One round: by model, format and test the medians of ours and of llama-bench's. Who goes first alternates."""
+    found = {}
+    for position, (subject, depth, tests) in enumerate(sittings(plan)):
+        rates: dict[str, Rates] = {}
+        turns = [("ours", ours), ("theirs", theirs)]
+        for who, call in turns if (number + position) % 2 == 0 else reversed(turns):
+            say(f"{subject.model} {subject.format}, depth {depth}: {'nbutils' if call is ours else 'llama-bench'}")
+            rates[who] = call(plan, subject, depth, tests)
+            step()
+        for test in rates["ours"]:
+            found[subject.model, subject.format, test] = (median(rates["ours"][test]), median(rates["theirs"][test]))
+    return found
+
+
+def add_round(rows: list[dict[str, Any]], found: dict[tuple[str, str, str], tuple[float, float]]) -> list[dict[str, Any]]:
+    """The rows with another round of those in ``found``: medians of each, the ratio of ours to llama-bench's as median and range over rounds."""
+    known = {(row["model"], row["format"], row["test"]): row for row in rows}
+    for (model, fmt, test), (our_rate, their_rate) in found.items():
+        before = known.get((model, fmt, test), {})
+        our_rates = [*before.get("ours_tok_per_s", []), round(our_rate, 3)]
+        their_rates = [*before.get("llama_bench_tok_per_s", []), round(their_rate, 3)]
+        ratios = [a / b for a, b in zip(our_rates, their_rates, strict=True)]
+        row = {"model": model, "format": fmt, "test": test, "ours_tok_per_s": our_rates, "llama_bench_tok_per_s": their_rates}
+        known[model, fmt, test] = row | {"ratio": round(median(ratios), 5), "ratio_low": round(min(ratios), 5), "ratio_high": round(max(ratios), 5)}
+    return list(known.values())
+
+
+def worst_percent(rows: list[dict[str, Any]]) -> float:
+    """How far the worst row's median is from one, in per cent."""
+    return round(max(abs(float(row["ratio"]) - 1) for row in rows) * 100, 3)
+
+
+def table_of(result: dict[str, Any]) -> Table:
+    table = Table(title="nbutils over llama-bench", caption=f"medians of up to {result['rounds']} rounds of {result['repetitions']} repetitions")
+    for heading in ("model", "format", "test", "nbutils (tok/s)", "llama-bench (tok/s)", "ratio", "lowest to highest"):
+        table.add_column(heading, justify="left" if heading in ("model", "format", "test") else "right", no_wrap=heading == "test")
+    for row in result["rows"]:
+        rates = [f"{median(row[name]):,.2f}" for name in ("ours_tok_per_s", "llama_bench_tok_per_s")]
+        good = abs(row["ratio"] - 1) * 100 <= TOLERANCE_PERCENT
+        ratio = f"{row['ratio']:.4f}" + ("" if good else " (off)")
+        table.add_row(
+            row["model"].removeprefix("stand-in-"), row["format"], row["test"], *rates, ratio, f"{row['ratio_low']:.4f} to {row['ratio_high']:.4f}"
+        )
+    return table
+
+
+# ── the program ───────────────────────────────────────────────────────────────────────────────────
+
+
+def program_in(folder: Path) -> Path:
+    return folder / "bin" / ("llama-bench.exe" if os.name == "nt" else "llama-bench")
+
+
+def locked_entry(text: str) -> str:
+    """The lines of ``requirements.lock`` that pin llama-cpp-python, hashes included."""
+    found = re.search(r"^llama-cpp-python==[^\n]*(?:\n[ \t]+--hash=[^\n]*)+", text, re.MULTILINE)
+    if not found:
+        raise UsageError("requirements.lock pins no llama-cpp-python with hashes; restore it from git")
+    return found[0] + "\n"
+
+
+def fetch_source(folder: Path, say: Say) -> Path:
+    """The pinned source distribution, checked by hash and unpacked below ``folder``."""
+    name = f"llama_cpp_python-{version('llama-cpp-python')}"
+    if not (folder / name / "vendor").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        entry = folder / "requirement.txt"
+        paths.write_text(entry, locked_entry((paths.project_dir() / "requirements.lock").read_text(encoding="utf-8")))
+        say("fetching the source of llama-cpp-python")
+        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-binary", "llama-cpp-python"]
+        run([*pip, "--require-hashes", "-r", str(entry), "-d", str(folder)], folder / "fetch.log")
+        archive = folder / f"{name}.tar.gz"
+        if not archive.is_file():
+            raise UsageError(f"requirements.lock does not pin the installed {name.replace('_', '-')}; run 'make install'")
+        say("unpacking")
+        with tempfile.TemporaryDirectory(dir=folder) as temporary, tarfile.open(archive) as packed:
+            packed.extractall(temporary, filter="data")
+            (Path(temporary) / name).replace(folder / name)
+    return folder / name
+
+
+def build(source: Path, folder: Path, say: Say) -> Path:
+    """Configure and build llama-bench in ``folder``, as the binding's wheel is built; return the program."""
+    llama = source / "vendor" / "llama.cpp"
+    if not (llama / "tools" / "llama-bench").is_dir():
+        raise UsageError(f"{str(source)!r} holds no vendor/llama.cpp with llama-bench; give an unpacked source distribution of llama-cpp-python")
+    if not shutil.which("cmake"):
+        raise UsageError("building llama-bench needs cmake and a C++ compiler: pip install cmake ninja")
+    wanted = {"CMAKE_BUILD_TYPE": "Release", "BUILD_SHARED_LIBS": "ON", "LLAMA_CURL": "OFF", "LLAMA_BUILD_COMMON": "ON", "LLAMA_BUILD_TOOLS": "ON"}
+    wanted |= {f"LLAMA_BUILD_{what}": "OFF" for what in ("TESTS", "EXAMPLES", "SERVER", "APP", "UI")}
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    say("configuring llama.cpp")
+    settings = [f"-D{name}={value}" for name, value in wanted.items()]
+    run(
+        ["cmake", "-S", str(llama), "-B", str(folder), *generator, *settings, *shlex.split(os.environ.get("CMAKE_ARGS", ""))],
+        folder / "configure.log",
+    )
+    say(f"building llama-bench, some minutes (log: {folder / 'build.log'})")
+    jobs = str(os.cpu_count() or 1)
+    run(["cmake", "--build", str(folder), "--config", "Release", "--target", "llama-bench", "--parallel", jobs], folder / "build.log")
+    return program_in(folder)
+
+
+def run(command: list[str], log: Path) -> None:
+    """Run to the end with everything it says in ``log``."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # The source brings its own git history; without it nobody else's, further up, shall be taken for it.
+    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(paths.cache_dir())}
+    with log.open("wb") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+    if code != 0:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise EngineError(f"{Path(command[0]).name} ended with code {code}: {said[-1][:200] if said else 'no word'} (all of it in {log})")
+
+
+def find_program(built: Path | None, source: Path | None, say: Say) -> Path:
+    """A program built before, or one built now and kept for the next time; other CMAKE_ARGS are another build."""
+    if built:
+        if not program_in(built).is_file():
+            raise UsageError(f"{str(built)!r} holds no bin/llama-bench; name a folder in which cmake built it")
+        return program_in(built)
+    cache = paths.cache_dir() / "llama-bench"
+    key = hashlib.sha256(f"{source or ''} {os.environ.get('CMAKE_ARGS', '')}".encode()).hexdigest()[:8]
+    folder = cache / f"build-{version('llama-cpp-python')}-{key}"
+    if program_in(folder).is_file():
+        return program_in(folder)
+    return build(source or fetch_source(cache, say), folder, say)
+
+
+def build_of(program: Path, subject: Subject) -> dict[str, Any]:
+    """What llama-bench says of its own build, from its quickest row."""
+    command = [str(program), "-m", str(subject.path), "-p", "1", "-n", "0", "-r", "1", "--no-warmup", "-o", "jsonl"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise EngineError(f"llama-bench ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
+    row = json.loads(done.stdout)
+    return {"commit": row["build_commit"], "backends": row["backends"], "cmake_args": os.environ.get("CMAKE_ARGS", "")}
+
+
+# ── the command ───────────────────────────────────────────────────────────────────────────────────
+
+
+def head_of(plan: Plan, use_gpu: bool) -> dict[str, Any]:
+    """Everything of the result that must be the same for rounds to be comparable."""
+    machine = probe.machine()
+    made = build_of(plan.program, plan.subjects[0])
+    if use_gpu and made["backends"] == "CPU":
+        raise UsageError("llama-bench is built for the processor, the binding for a GPU; set CMAKE_ARGS as for the binding, or give --cpu")
+    return {
+        "machine": {
+            "cpu": machine.cpu,
+            "cores": machine.n_cores,
+            "memory_bytes": machine.memory_bytes,
+            "system": machine.system,
+            "gpus": [gpu.name for gpu in machine.gpus],
+        },
+        "versions": {name: version(name) for name in ("nbutils", "llama-cpp-python")},
+        "build": made,
+        "threads": plan.settings.n_threads,
+        "repetitions": plan.repetitions,
+    }
+
+
+def earlier(path: Path, head: dict[str, Any], names: set[tuple[str, str, str]]) -> dict[str, Any]:
+    """The result so far, if its rounds and new ones may stand in one list."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        rows = {(row["model"], row["format"], row["test"]) for row in result["rows"]}
+        differs = [name for name, value in head.items() if result[name] != value]
+    except FileNotFoundError:
+        raise UsageError(f"nothing to resume: no file {str(path)!r}; leave --resume out") from None
+    except (ValueError, LookupError, TypeError):
+        raise UsageError(f"{path.name} is no result of this program; remove it, or name another with --out") from None
+    if differs or not names <= rows:
+        raise UsageError(f"{path.name} has other {', '.join(differs) or 'rows'} than asked for now; its rounds cannot go on: leave --resume out")
+    return result
+
+
+def numbers(text: str, option: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} {text!r}: give whole numbers with commas, such as 0,4096") from None
+    if min(found) < 0 or len(set(found)) < len(found):
+        raise UsageError(f"{option} {text!r}: each number once, none below 0")
+    return found
+
+
+def stand_ins(size: str, files: str) -> list[gguf_files.StandIn]:
+    if size not in gguf_files.SIZES:
+        raise UsageError(f"no size {size!r}; there are {', '.join(gguf_files.SIZES)}")
+    known = {f"{kind}-{fmt}": gguf_files.StandIn(kind, size, fmt) for kind in KINDS for fmt in gguf_files.FORMATS}
+    names = files.split(",") if files else list(known)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"no file {name!r}; there are {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run now; each measures every row with both programs.")] = 5,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, max=100, help="Repetitions of a row in a round.")] = 5,
+    size: Annotated[str, typer.Option(help="Size of the stand-ins: base, wide, or small to try this program.")] = "base",
+    depths: Annotated[str, typer.Option(help="Tokens of context before the test, with commas.")] = "0,4096",
+    files: Annotated[
+        str, typer.Option(help="Some of dense-F16, dense-Q8_0, dense-Q4_K_M, moe-F16, moe-Q8_0, moe-Q4_K_M, with commas; all by default.")
+    ] = "",
+    threads: Annotated[int, typer.Option("--threads", "-t", min=0, max=1024, help="Processor threads of both; 0 means one per physical core.")] = 0,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Measure the processor even where there is a GPU.")] = False,
+    built: Annotated[Path | None, typer.Option("--build", help="A folder in which cmake built llama-bench.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="An unpacked source distribution of llama-cpp-python, in place of fetching the pinned one.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--out", help="Where the result goes; data/benchmarks/parity.json by default.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Add rounds to those already in the result; with --files or --depths to some of its rows.")
+    ] = False,
+) -> None:
+    """nbutils beside llama-bench, both of one llama.cpp: do they measure the same?
+
+    Builds llama-bench from the source that the pinned llama-cpp-python carries (CMAKE_ARGS count, as for the binding), runs both in turn
+    on the stand-in models, and writes data/benchmarks/parity.json after every round. Exit code 1 when a row's median is off by more
+    than 1 %.
+
+    Try it: python tests/bench_parity.py --size small --rounds 2 --out parity.json
+    """
+    asked = stand_ins(size, files)
+    wanted_depths = numbers(depths, "--depths")
+    target = output or paths.data_dir() / "benchmarks" / "parity.json"
+    description = engine.describe()
+    use_gpu = measure.wants_gpu(description, cpu=cpu)
+    measure.check_backend(description, cpu=cpu)
+    with err.status("looking for llama-bench …") as status:
+        program = find_program(built, source, status.update)
+        status.update("making stand-in models …")
+        formats = {fmt: registry.load_format(fmt) for fmt in gguf_files.FORMATS}
+        made = zip(asked, gguf_files.make_all(asked, formats), strict=True)
+    settings = measure.settings_of(measure.Knobs(n_threads=threads), use_gpu=use_gpu, n_ctx=N_PROMPT + max(wanted_depths))
+    plan = Plan(program, [Subject(s.name, s.format, path) for s, path in made], wanted_depths, repetitions, settings)
+    head = head_of(plan, use_gpu)
+    names = {(s.model, s.format, label(kind, depth)) for s in plan.subjects for depth in plan.depths for kind in ("prefill", "decode")}
+    result: dict[str, Any] = earlier(target, head, names) if resume else {"rounds": 0, "rows": []}
+    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*bars, console=err) as progress:
+        task = progress.add_task("starting", total=2 * rounds * len(sittings(plan)))
+        for number in range(result["rounds"], result["rounds"] + rounds):
+            found = run_round(plan, number, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
+            rows = add_round(result["rows"], found)
+            now = datetime.now(UTC).date().isoformat()
+            result = {"date": now, **head, "rounds": number + 1, "rows": rows, "worst_ratio_off_percent": worst_percent(rows)}
+            paths.write_text(target, json.dumps(result, indent=1) + "\n")
+    out.print(table_of(result))
+    out.print(f"worst median: {result['worst_ratio_off_percent']:.2f} % off; written to {target}", markup=False, highlight=False, soft_wrap=True)
+    if result["worst_ratio_off_percent"] > TOLERANCE_PERCENT:
+        raise typer.Exit(1)
+
+
+def command() -> None:
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    # A polite request to end must end the program that is being timed, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except NbutilsError as error:
+        err.print(f"parity: {error}", markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("parity: interrupted; finished rounds are in the result, --resume adds to them")
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        err.print(f"parity: {error.format_message()} (--help lists the options)", markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    command()

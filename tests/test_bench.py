@@ -106,6 +106,9 @@ def counted(context, n_tokens, at, n_seq, sequence=0):
 
 bench._prefill = counted
 
+def print_nothing(*_, **__):
+    pass
+
 def logits(context, at, n_seq):
     batch = bench._batch([(at, s) for s in range(n_seq)], every=True)
     for i in range(n_seq):
@@ -131,11 +134,11 @@ _RESTORED = """
 found = {}
 for n_seq in (1, 3):
     with bench._context(60, n_seq) as context:
-        bench._go_to(context, 50, n_seq)
+        bench._go_to(print_nothing, context, 50, n_seq)
         fresh = logits(context, 50, n_seq)
-        bench._go_to(context, 50, n_seq)
+        bench._go_to(print_nothing, context, 50, n_seq)
         again = logits(context, 50, n_seq)
-        bench._go_to(context, 0, n_seq)
+        bench._go_to(print_nothing, context, 0, n_seq)
         empty = logits(context, 0, n_seq)
     found[n_seq] = [apart(fresh[0], other) for other in (*fresh, *again)], apart(fresh[0], empty[0])
 print(json.dumps(found))
@@ -217,15 +220,15 @@ def by_kind(found: dict[str, Any]) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_what_a_run_allots_is_what_the_dry_run_says_of_the_same_context(kind: str, request: pytest.FixtureRequest) -> None:
-    """The context that takes most is looked at: two sequences of 301 tokens, or sixteen of 2, each padded to 256."""
+    """The context that takes most is looked at: sixteen sequences of 2 tokens rather than two of 301, since each is padded to 256."""
     found = request.getfixturevalue(kind)
     path = request.getfixturevalue("small_file" if kind == "dense" else "moe_file")
-    (planned,) = engine.planned_buffers(path, [{"n_ctx": 512, "kv_type": "f16", "n_ubatch": 512, "n_seq": 2}])["answers"]
+    (planned,) = engine.planned_buffers(path, [{"n_ctx": 256, "kv_type": "f16", "n_ubatch": 512, "n_seq": 16}])["answers"]
     own = by_kind(found)
     assert {what: own[what] for what in ("kv", "output", "compute")} == pytest.approx(
         {what: planned[what] for what in ("kv", "output", "compute")}, abs=PRINTED
     )
-    assert own["kv"] == 2 * 512 * found["facts"]["kv_bytes_per_token"]
+    assert own["kv"] == 16 * 256 * found["facts"]["kv_bytes_per_token"]
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])

@@ -424,6 +424,12 @@ def test_no_server_is_said_with_the_address_as_it_was_given_but_for_what_is_secr
         assert str(caught.value).startswith(shown)
 
 
+def test_a_name_that_is_no_name_is_one_line() -> None:
+    with pytest.raises((EngineError, UsageError)) as caught:
+        endpoint.measure("http://a..b:80/v1", "x", timeout_s=5)
+    assert "a..b" in str(caught.value)
+
+
 def test_a_server_without_encryption_asked_for_some_is_said() -> None:
     with scripted() as server, pytest.raises(EngineError, match="no secure connection") as caught:
         endpoint.measure(server.url.replace("http:", "https:"), timeout_s=5)

@@ -376,3 +376,14 @@ def test_the_kept_power_test_names_its_day_and_versions() -> None:
     kept = json.loads((paths.data_dir() / "benchmarks" / "power.json").read_text(encoding="utf-8"))
     assert set(kept) == {"date", "machine", "versions", "rows"}
     assert pd.Timestamp(kept["date"]) > pd.Timestamp("2026-01-01")
+
+
+def test_a_card_that_somebody_else_uses_is_not_charged() -> None:
+    """Of two cards one grows by a model and draws 100 W; the other is full of somebody else's and draws 300 W."""
+    moments = tuple(float(t) for t in range(0, 700))
+    ours = Trace(meter="NVML GPU 0", at_s=moments, values={"power_w": (100.0,) * 700, "used_bytes": (1e9, *(9e9,) * 699)})
+    other = Trace(meter="NVML GPU 1", at_s=moments, values={"power_w": (300.0,) * 700, "used_bytes": (20e9,) * 700})
+    record = sustained(ours, other)
+    assert set(frames_power.energy_frame(record)["meter"]) == {"NVML GPU 0"}
+    (watts,) = frames_power.energy_frame(record)["watts"]
+    assert watts == pytest.approx(100)

@@ -297,3 +297,20 @@ def test_threads_that_were_tried_have_a_rate_and_its_range() -> None:
 
 def test_a_sentence_says_what_was_tried_and_chosen() -> None:
     assert frames_run.tuning_line(TRIED, 2) == "Tried 1, 2 threads in 3 interleaved rounds; decode is fastest with 2."
+
+
+def test_weights_in_two_memories_have_no_one_bandwidth() -> None:
+    record = make_record()
+    partly = record.model_copy(update={"settings": record.settings.model_copy(update={"n_gpu_layers": 1})})
+    assert frames.bandwidth_bytes_per_s(record)
+    assert frames.bandwidth_bytes_per_s(partly) is None
+    assert frames.decode_rows(frames.measured_frame([partly]))["wall"].unique().tolist() == ["unknown"]
+
+
+def test_a_run_of_deep_points_alone_has_an_empty_roofline_and_not_an_error() -> None:
+    record = make_record()
+    points = [p.model_copy(update={"depth": 64}) for p in record.points]
+    deep = record.model_copy(update={"points": tuple(points)})
+    assert frames_run.roofline_points([deep]).empty
+    ax = plots.measured_roofline(frames_run.roofline_points([deep]), frames_run.roofs_frame([deep]), ax=plots.new_axes())
+    assert ax.get_xlabel() == "no point at depth 0 to draw"

@@ -482,3 +482,9 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(EngineError, match=f"^{REPO}/{FILE}: the hub cannot be reached"):
         measure.find_model(repo=REPO, file=FILE)
+
+
+def test_more_times_than_a_record_holds_are_refused_before_they_are_measured(small_file: Path) -> None:
+    suite = measure.custom_suite(prompts=[0], generated=[2048], depths=[0], sequences=[1], repetitions=100)
+    with pytest.raises(UsageError, match=r"204,800 times of tokens make a record of up to 2\.5 MB, over the limit of 0\.5"):
+        measure.measure(measure.find_model(str(small_file)), suite, cpu=True)

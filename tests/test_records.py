@@ -496,3 +496,18 @@ def test_a_note_that_cannot_be_left_or_removed_stops_no_run(blocked: str, home: 
     with records.underway():
         ran = True
     assert ran
+
+
+def test_who_is_asked_to_end_says_how_to_go_on_and_keeps_no_secret(
+    own_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["nbutils", "measure", "--endpoint", "http://me:secret@127.0.0.1:1/v1"])
+    kept = []
+    with pytest.raises(SystemExit), records.underway():
+        sys.exit([kept.append(p.read_text()) for p in notes(own_home)] and 143)
+    assert kept
+    assert "secret" not in kept[0]
+    said = capsys.readouterr().err
+    assert "to go on, run it again: nbutils measure --endpoint" in said
+    assert "secret" not in said
+    assert notes(own_home) == []

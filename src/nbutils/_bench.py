@@ -95,7 +95,7 @@ class Bench:
             at_s: list[float] = []
             for repetition in range(repetitions):
                 emit("progress", stage=f"{label}: {repetition + 1} of {repetitions}")
-                self._go_to(context, depth, n_seq)
+                self._go_to(emit, context, depth, n_seq)
                 gc.collect()
                 at_s.append(round(time.monotonic() - self._zero_s, 4))
                 samples.append(rounded(run(context, n_tokens, depth, n_seq)))
@@ -109,14 +109,14 @@ class Bench:
         """Decode for ``seconds`` in blocks of ``block_tokens``, or of about a second each if that is 0."""
         with self._context(max(block_tokens, 512) + depth, 1) as context:
             emit("progress", stage="warm-up")
-            self._go_to(context, depth, 1)
+            self._go_to(emit, context, depth, 1)
             step_s = min(self._decode(context, 4, depth, 1))
             block_tokens = block_tokens or min(512, max(1, round(min(1.0, seconds / 20) / step_s)))
             at_s: list[float] = []
             block_s: list[float] = []
             end = time.monotonic() + seconds
             while time.monotonic() < end or not at_s:
-                self._go_to(context, depth, 1)
+                self._go_to(emit, context, depth, 1)
                 at_s.append(round(time.monotonic() - self._zero_s, 4))
                 block_s.append(round(sum(self._decode(context, block_tokens, depth, 1)), 7))
                 emit("progress", stage=f"{max(0.0, end - time.monotonic()):.0f} s to go, {block_tokens / block_s[-1]:.1f} tok/s")
@@ -134,9 +134,9 @@ class Bench:
                     self._llama.llama_set_n_threads(context, n, n)
                     with kept_threads(context, n):
                         for kind, run, n_tokens in (("prefill_s", self._prefill, n_prefill), ("decode_s", self._decode, n_decode)):
-                            self._go_to(context, 0, 1)
+                            self._go_to(emit, context, 0, 1)
                             run(context, min(2, n_tokens), 0, 1)
-                            self._go_to(context, 0, 1)
+                            self._go_to(emit, context, 0, 1)
                             found[n][kind].append(round(sum(run(context, n_tokens, 0, 1)), 7))
         return list(found.values())
 
@@ -197,7 +197,7 @@ class Bench:
         finally:
             llama.llama_free(context)
 
-    def _go_to(self, context: Any, depth: int, n_seq: int) -> None:
+    def _go_to(self, emit: Emit, context: Any, depth: int, n_seq: int) -> None:
         """Empty the memory, then fill it to ``depth`` for every sequence; a depth that was read before is restored."""
         llama = self._llama
         llama.llama_memory_clear(llama.llama_get_memory(context), False)
@@ -205,7 +205,7 @@ class Bench:
             return
         done, key = 0, (depth, n_seq)
         if key not in self._kept:
-            self._prefill(context, depth, 0, 1)
+            self._fill(emit, context, depth)
             state = (ctypes.c_uint8 * llama.llama_state_seq_get_size(context, 0))()
             if llama.llama_state_seq_get_data(context, state, len(state), 0) == len(state):
                 self._kept = {key: state}  # one at a time: a deep one takes as much as its cache
@@ -214,7 +214,14 @@ class Bench:
             state = self._kept.get(key)
             if state is None or llama.llama_state_seq_set_data(context, state, len(state), sequence) == 0:
                 self._kept.pop(key, None)
-                self._prefill(context, depth, 0, 1, sequence)
+                self._fill(emit, context, depth, sequence)
+
+    def _fill(self, emit: Emit, context: Any, depth: int, sequence: int = 0) -> None:
+        """Read ``depth`` tokens outside every timing; told batch by batch, because a deep one takes longer than a hanging child is given."""
+        n_batch = self._settings["n_batch"]
+        for first in range(0, depth, n_batch):
+            emit("progress", stage=f"filling the context: {first:,} of {depth:,}")
+            self._prefill(context, min(n_batch, depth - first), first, 1, sequence)
 
     def _prefill(self, context: Any, n_tokens: int, at: int, n_seq: int, sequence: int = 0) -> list[float]:
         """Read ``n_tokens`` from position ``at`` on in batches of ``n_batch``; one time for all."""

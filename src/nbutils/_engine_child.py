@@ -27,6 +27,7 @@ from nbutils import _allocations
 from nbutils._bench import Bench, rounded
 from nbutils._ggml import TYPES, Ggml, Product, commit
 from nbutils.errors import EngineError
+from nbutils.fit import CONTEXT_PAD
 
 Event = Callable[..., None]
 
@@ -347,7 +348,7 @@ def _measure(
             if when == "before":
                 kernels.extend(rulers.matrix_rates(when, types, yardstick_s / 2))
 
-    longest = max(range(len(points)), key=lambda i: points[i].get("n_seq", 1) * (points[i]["n_tokens"] + points[i]["depth"]))
+    longest = max(range(len(points)), key=lambda i: points[i].get("n_seq", 1) * -(-(points[i]["n_tokens"] + points[i]["depth"]) // CONTEXT_PAD))
     with _loaded(emit, path, settings, zero_s) as bench:
         # The rulers run beside the loaded model, so that both see the same machine.
         rule("before")

@@ -34,7 +34,22 @@ __all__ = ["SIZES", "Options", "Result", "build_book", "clean", "make_stand_ins"
 SIZES = tuple(gguf_files.SIZES)
 
 #: What a measurement depends on besides its notebook: the code that times, not the code that draws.
-_TIMING_MODULES = ("_bench", "_engine_child", "_ggml", "monitor", "engine", "measure", "probe", "specs", "gguf_files", "tensors")
+_TIMING_MODULES = (
+    "_allocations",
+    "_bench",
+    "_engine_child",
+    "_ggml",
+    "engine",
+    "fit",
+    "gguf_files",
+    "measure",
+    "monitor",
+    "oracle",
+    "probe",
+    "specs",
+    "subjects",
+    "tensors",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,7 @@ def main() -> None:
         err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        err.print("nbutils: interrupted; what was finished is kept, the rest runs again next time")
+        err.print("nbutils: interrupted")
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
@@ -154,7 +154,8 @@ def run(
             values[key] = text
     known = {p.stem: p for p in notebook.notebook_files()}
     path = known.get(name, Path(name))
-    sweep.run_cell(sweep.Cell(notebook=path, output=output, parameters=values), sys.stdout)
+    with records.underway():
+        sweep.run_cell(sweep.Cell(notebook=path, output=output, parameters=values), sys.stdout)
     out.print(f"notebook: {output}", highlight=False, soft_wrap=True, markup=False)
 
 

@@ -24,7 +24,7 @@ __all__ = ["Cpu", "SuiteName", "Threads", "register", "show", "summary"]
 
 Cpu = Annotated[bool, typer.Option("--cpu", help="Measure the processor even where there is a GPU.")]
 Threads = Annotated[int, typer.Option("--threads", "-t", min=0, max=1024, help="Processor threads; 0 means one per physical core.")]
-SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file stem in data/suites (smoke, quick, full, batch).")]
+SuiteName = Annotated[str, typer.Option("--suite", help="What to time: a file stem in data/suites (smoke, quick, full, depths, batch).")]
 ModelName = Annotated[
     str, typer.Option("--model", "-m", help="A .gguf file, or a stand-in such as stand-in-moe-base. With --endpoint: its name there.")
 ]
@@ -120,13 +120,13 @@ def measure_command(
             sequences=_numbers("-npl", sequences or "1"),
             repetitions=repetitions or 5,
         )
-    knobs = _knobs(threads, batch, micro, flash, type_k, type_v, layers)
+    knobs = _knobs(threads, batch, micro, flash, type_k, type_v, layers, cpu)
     records.require_writable()
     with records.underway(), _telling() as say:
         found = find_model(model, format_id=format_id, repo=repo, file=file, progress=say)
         tried = measure.tune(found, knobs=knobs, cpu=cpu, progress=say) if tune else []
         if tried:
-            knobs = _knobs(best_threads(tried), batch, micro, flash, type_k, type_v, layers)
+            knobs = _knobs(best_threads(tried), batch, micro, flash, type_k, type_v, layers, cpu)
         record = measure.measure(found, plan, knobs=knobs, cpu=cpu, tuned=tried, progress=say)
         path = records.write(record)
     if as_json:
@@ -154,7 +154,9 @@ def _numbers(option: str, text: str) -> list[int]:
     return found
 
 
-def _knobs(threads: int, batch: int, micro: int, flash: str, type_k: str, type_v: str, layers: int | None) -> Knobs:
+def _knobs(threads: int, batch: int, micro: int, flash: str, type_k: str, type_v: str, layers: int | None, cpu: bool) -> Knobs:
+    if cpu and layers:
+        raise UsageError(f"--cpu measures the processor and -ngl {layers} offloads to a GPU; give one of the two")
     words: dict[str, Literal["auto", "on", "off"]] = {"auto": "auto", "on": "on", "1": "on", "off": "off", "0": "off"}
     if flash not in words:
         raise UsageError(f"--flash-attn {flash!r}; it is on, off or auto")
@@ -334,7 +336,7 @@ def show(record: AnyRecord) -> None:
             _table("Memory", *frames_run.memory_table(record))
         if len(frames_power.energy_frame(record)):
             _table("Energy", *frames_power.energy_table(record))
-        lines = [*frames_run.noise_lines(record)[1:], *frames_power.meter_notes(record)]
+        lines = [*frames_run.noise_lines(record)[1:], *frames_run.memory_lines(record), *frames_power.meter_notes(record)]
     elif isinstance(record, SustainRecord):
         _table("Sustained decode", *frames_power.sustain_table(record))
         lines = frames_power.sustain_summary(record)

@@ -310,8 +310,8 @@ class _Address:
         try:
             async with asyncio.timeout(10):
                 found = await asyncio.get_running_loop().getaddrinfo(self.base.host, None, type=socket.SOCK_STREAM)
-        except (OSError, TimeoutError):
-            return "elsewhere"  # perhaps a proxy knows it
+        except (OSError, TimeoutError, UnicodeError):
+            return "elsewhere"  # perhaps a proxy knows it, or it is no name at all, which the first request says
         addresses = {ipaddress.ip_address(str(info[4][0]).partition("%")[0]) for info in found}
         own = {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries}
         if all(a.is_loopback or a.is_unspecified or str(a) in own for a in addresses):

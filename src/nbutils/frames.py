@@ -125,6 +125,8 @@ def bandwidth_bytes_per_s(record: Record, *, best: bool = False) -> float | None
     The median over the whole run, because decode rates are medians of the same run: both saw the same neighbours. With
     ``best`` the fastest sample, as STREAM reports it (McCalpin, 1995): what no honest rate can be above.
     """
+    if 0 < record.settings.n_gpu_layers <= record.model.n_layer:
+        return None  # weights lie in two memories, and one bandwidth says nothing of them
     where = "cpu" if record.backend.device == "CPU" else "gpu"
     by_method: dict[str, list[float]] = {}
     for y in record.yardsticks:

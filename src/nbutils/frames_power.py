@@ -76,6 +76,10 @@ class Energy:
     basis: Literal["counter", "sampled power"]
 
 
+#: More than a display or a browser takes in the meantime.
+_GREW_BYTES = 1e8
+
+
 def energy_between(trace: Trace, start_s: float, end_s: float) -> Energy | None:
     """Energy from ``start_s`` to ``end_s`` of the run: the meter's own counter where it has one, else its power by trapezoids.
 
@@ -116,6 +120,20 @@ def unseen(meter: str) -> str:
     return "the processor's own counter, not the wall: memory, graphics cards and power supply are not in it"
 
 
+def _of_run(record: Record | SustainRecord) -> list[Trace]:
+    """Its traces without cards that took no part: NVML sees every card of a machine, and those of others draw power too.
+
+    A card that computes has grown in memory since the run began; where none has, none is left out.
+    """
+    grew = [trace for trace in record.traces if trace.meter.startswith("NVML") and _growth_bytes(trace) > _GREW_BYTES]
+    return [trace for trace in record.traces if not grew or trace in grew or not trace.meter.startswith("NVML")]
+
+
+def _growth_bytes(trace: Trace) -> float:
+    used = [value for value in trace.values.get("used_bytes", ()) if value is not None]
+    return max(used) - used[0] if used else 0.0
+
+
 def energy_frame(record: Record | SustainRecord) -> pd.DataFrame:
     """One row per decode interval and meter that covers it: joules, tokens, watts, joules per token; a row for the sum where several do.
 
@@ -124,7 +142,7 @@ def energy_frame(record: Record | SustainRecord) -> pd.DataFrame:
     rows = []
     for label, n_tokens, spans in _decoded(record):
         found = []
-        for trace in record.traces:
+        for trace in _of_run(record):
             parts = [energy_between(trace, start, end) for start, end in spans]
             known = [part for part in parts if part is not None]
             if known and len(known) == len(parts):
@@ -266,7 +284,7 @@ def _slice_row(record: SustainRecord, from_s: float, blocks: list[int]) -> dict[
     used = meters_of(record)
     energy = [energy_between(trace, start, end) for trace in used]
     joules = sum(e.joules for e in energy if e) if energy and all(energy) else None
-    cards = [trace for trace in record.traces if trace.meter.startswith("NVML")] if _on_gpu(record) else []
+    cards = [trace for trace in _of_run(record) if trace.meter.startswith("NVML")] if _on_gpu(record) else []
     system = [trace for trace in record.traces if trace.meter == "system"]
     reasons: dict[str, float] = {}
     for words, share in (item for trace in cards for item in throttle_shares(trace, start, end).items()):
@@ -308,7 +326,7 @@ def _on_gpu(record: Record | SustainRecord) -> bool:
 def meters_of(record: Record | SustainRecord) -> list[Trace]:
     """The meters of what computed: graphics cards, or else the processor's packages and their memory."""
     prefix = "NVML" if _on_gpu(record) else "RAPL"
-    told = [trace for trace in record.traces if {"energy_j", "power_w"} & trace.values.keys()]
+    told = [trace for trace in _of_run(record) if {"energy_j", "power_w"} & trace.values.keys()]
     return [trace for trace in told if trace.meter.startswith(prefix) and not trace.meter.endswith("psys")]
 
 
@@ -396,7 +414,7 @@ def _blind(record: SustainRecord) -> str:
 def _causes(record: SustainRecord, first: pd.Series, last: pd.Series) -> list[str]:
     """What moved between the first and the last slice, or held the clock, in words."""
     causes = []
-    for trace in record.traces:
+    for trace in _of_run(record):
         what = trace.meter.removeprefix("NVML ") if trace.meter.startswith("NVML") else "the processor"
         for words, share in throttle_shares(trace, first["start_s"], last["end_s"]).items():
             if words != IDLE and share >= _LEAST_SHARE:

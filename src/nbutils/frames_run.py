@@ -170,15 +170,21 @@ def memory_lines(record: Record) -> list[str]:
             f"Weights stand twice: {mapped / 1e6:,.1f} MB are the file mapped into memory, {repacked / 1e6:,.1f} MB a copy in the layout this"
             " processor multiplies fastest. The system may drop the mapped original of what was copied."
         )
+    elif on_gpu := sum(n for where, n in by_place.items() if not where.startswith("CPU") and not where.endswith(("_Host", "_Mapped"))):
+        first, then = (stages[s].gpu_used_bytes if s in stages else () for s in ("start", "loaded"))
+        grown = sum(b - a for a, b in zip(first, then, strict=False) if a is not None and b is not None)
+        driver = f", whose driver's figure grew by {grown / 1e6:,.1f} MB; the rest is its own context, kernels, other programs" if grown else ""
+        lines.append(f"Of the weights {on_gpu / 1e6:,.1f} MB went to the GPU{driver}.")
     elif mapped:
         lines.append(f"The weights are the file itself, mapped into memory: {mapped / 1e6:,.1f} MB become resident as they are read.")
     if use.compute_basis == "upper_bound":
         lines.append("The predicted compute buffer is an upper bound, as for every context that llama.cpp was not asked about.")
     if {"loaded", "before"} <= stages.keys():
         between = stages["before"].resident_bytes - stages["loaded"].resident_bytes
-        files = (stages["before"].file_bytes or 0) - (stages["loaded"].file_bytes or 0)
+        before, loaded = stages["before"].file_bytes, stages["loaded"].file_bytes
+        files = "" if before is None or loaded is None else f", of which {(before - loaded) / 1e6:+,.1f} MB mirror files"
         lines.append(
-            f"Between loading and this context the process changed by {between / 1e6:+,.1f} MB, of which {files / 1e6:+,.1f} MB mirror files:"
+            f"Between loading and this context the process changed by {between / 1e6:+,.1f} MB{files}:"
             " pages of weights read by earlier points, kept prompts, the yardsticks' remains."
         )
     if {"before", "context", "ran"} <= stages.keys():
@@ -238,7 +244,7 @@ def roofline_points(records: Iterable[Record]) -> pd.DataFrame:
                     "flop_per_s": rate * flop_per_token,
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["model", "kind", "format", "phase", "tokens", "intensity", "flop_per_s"])
 
 
 def roofs_frame(records: Sequence[Record]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from nbutils import engine, fit, gguf_files, monitor, oracle, paths, probe, registry, subjects
+from nbutils import engine, fit, gguf_files, monitor, oracle, paths, probe, records, registry, subjects
 from nbutils.errors import EngineError, MissingExtra, NbutilsError, UsageError, did_you_mean
 from nbutils.specs import SCHEMA_VERSION, Backend, Block, FileFacts, MemoryUse, Record, Settings, Suite, SuitePoint, TriedThreads
 
@@ -39,6 +39,9 @@ __all__ = [
 SEED = 20261120
 #: What llama.cpp keeps keys and values in.
 CACHE_TYPES = tuple(name.upper() for name in registry.CACHE_TYPES["llama.cpp"])
+
+#: Estimated bytes in a record: of one time, and of everything else at most, traces of many meters among it.
+_TIME_BYTES, _OTHER_BYTES = 11, 280_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +195,7 @@ def measure(
 
     Raises ``EngineError`` when llama.cpp refuses, crashes or hangs.
     """
+    _require_room(suite)
     description = engine.describe()
     check_backend(description, cpu=cpu)
     knobs = knobs or Knobs()
@@ -199,7 +203,7 @@ def measure(
     settings = settings_of(knobs, use_gpu=use_gpu, n_ctx=max(p.n_tokens + p.depth for p in suite.points))
     machine = probe.machine()
     before = probe.gpu_states("before")
-    longest = max(suite.points, key=lambda p: p.n_seq * (p.n_tokens + p.depth))
+    longest = max(suite.points, key=lambda p: p.n_seq * -(-(p.n_tokens + p.depth) // fit.CONTEXT_PAD))
     predicted, basis = _predicted(model.path, longest, settings) if model.path.is_file() else ({}, "")
     with monitor.Monitor() as watch:
         found = engine.measure_file(
@@ -234,6 +238,16 @@ def measure(
         )
     except ValidationError as error:
         raise EngineError(f"{model.path.name}: the measurement makes no record: {registry.problems_of(error)[0]}") from None
+
+
+def _require_room(suite: Suite) -> None:
+    """Raise ``UsageError`` for more times than a record holds: better before hours of measuring than after them."""
+    n_times = suite.repetitions * sum(p.n_tokens for p in suite.points if p.kind == "decode")
+    if (needed := n_times * _TIME_BYTES + _OTHER_BYTES) > records.MAX_BYTES:
+        raise UsageError(
+            f"{n_times:,} times of tokens make a record of up to {needed / 1e6:.1f} MB, over the limit of {records.MAX_BYTES / 1e6:.1f};"
+            " ask for fewer tokens, repetitions or depths, or measure in several runs"
+        )
 
 
 def _predicted(path: Path, longest: SuitePoint, settings: Settings) -> tuple[dict[str, int], str]:

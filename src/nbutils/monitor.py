@@ -38,7 +38,7 @@ __all__ = [
 
 #: A trace starts with this many seconds between moments and doubles them whenever it is full.
 INTERVAL_S = 0.1
-MAX_MOMENTS = 1200
+MAX_MOMENTS = 2500
 #: Over all traces of a run, so that eight graphics cards still make a record.
 MAX_NUMBERS = 30_000
 #: Looking for child processes costs a walk over all processes; once in so long is too little to be seen in a rate.

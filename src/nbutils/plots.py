@@ -182,6 +182,9 @@ def measured_roofline(points: pd.DataFrame, roofs: pd.DataFrame, *, ax: Axes) ->
 
     ``points`` and ``roofs`` as ``frames_run`` gives them. Round marks are dense, square ones MoE; filled is decode, hollow prefill.
     """
+    if points.empty:
+        ax.set(xlabel="no point at depth 0 to draw")
+        return ax
     formats = list(dict.fromkeys(points["format"]))
     colours = dict(zip(formats, sns.color_palette("colorblind"), strict=False))
     reach = np.array([points["intensity"].min() / 2, points["intensity"].max() * 2])

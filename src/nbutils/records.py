@@ -166,13 +166,16 @@ def underway() -> Iterator[None]:
         print(f"nbutils: {message}", file=sys.stderr)
     me = psutil.Process()
     note = folder / f"{me.pid}.json"
-    command = shlex.join(["nbutils", *sys.argv[1:]])[:2000]
+    command = re.sub(r"//[^/@\s]*@", "//…@", shlex.join(["nbutils", *sys.argv[1:]]))[:2000]
     try:
         paths.write_text(note, json.dumps({"pid": me.pid, "started": me.create_time(), "command": command}) + "\n")
     except OSError:
         pass  # a note is a courtesy; what must be writable is checked elsewhere
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):
+        print(f"nbutils: ended before it was done; every record before it is whole; to go on, run it again: {command}", file=sys.stderr)
+        raise
     finally:
         _remove(note)
 

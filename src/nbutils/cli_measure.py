@@ -105,8 +105,7 @@ def measure_command(
         raise UsageError("--concurrency goes with --endpoint; sequences of a file are decoded side by side with -npl")
     if tune and threads:
         raise UsageError(f"--tune finds the number of threads and -t {threads} gives it; give one of the two")
-    if not (model or repo or file):
-        raise UsageError("nothing to measure: give --model FILE, --model stand-in-dense-base, --repo with --file, or --endpoint ADDRESS")
+    _require_model("nothing to measure", model or repo or file)
     if suite and (any(lists.values()) or repetitions):
         given = next((name for name, text in lists.items() if text), "-r")
         raise UsageError(f"--suite {suite} already says what {given} says; give one of the two")
@@ -141,6 +140,11 @@ def measure_command(
         out.print(frames_run.tuning_line(tried, record.settings.n_threads), highlight=False)
     show(record)
     out.print(f"record: {path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _require_model(lacking: str, named: str) -> None:
+    if not named:
+        raise UsageError(f"{lacking}: give --model FILE, --model stand-in-dense-base, or --repo with --file (or, to measure, --endpoint ADDRESS)")
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -209,8 +213,7 @@ def tune_command(
     """Find the number of threads that decodes fastest, and say what was tried. Example: nbutils tune -m model.gguf"""
     from nbutils import measure
 
-    if not (model or repo or file):
-        raise UsageError("nothing to tune for: give --model FILE, --model stand-in-dense-base, or --repo with --file")
+    _require_model("nothing to tune for", model or repo or file)
     with _telling() as say:
         found = find_model(model, format_id=format_id, repo=repo, file=file, progress=say)
         tried = measure.tune(found, rounds=rounds, cpu=cpu, progress=say)
@@ -244,8 +247,7 @@ def sustain_command(
     """
     from nbutils import frames_power, sustain
 
-    if not (model or repo or file):
-        raise UsageError("nothing to run: give --model FILE, --model stand-in-dense-base, or --repo with --file")
+    _require_model("nothing to run", model or repo or file)
     records.require_writable()
     with records.underway(), _telling() as say:
         found: ModelFile = find_model(model, format_id=format_id, repo=repo, file=file, progress=say)

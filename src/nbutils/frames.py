@@ -67,6 +67,8 @@ __all__ = [
     "short_name",
     "spread_of_yardsticks",
     "step_bytes",
+    "step_tokens",
+    "step_weight_bytes",
     "summary_frame",
     "summary_headings",
     "summary_table",
@@ -94,23 +96,30 @@ CACHEABLE_BYTES = 256 * 2**20
 
 
 def step_bytes(record: Record, point: Point) -> float:
-    """Bytes that one decode step of ``point`` must read: the weights its sequences need, and K and V of each at its middle depth.
+    """Bytes that one decode step of ``point`` must read: the weights its sequences need, and K and V of each at its middle depth."""
+    return step_weight_bytes(record, point) + point.n_seq * cache_bytes_per_token(record) * (point.depth + point.n_tokens / 2)
 
-    Of the experts those that were counted in the run, else those that a router choosing evenly is expected to take.
-    """
+
+def step_tokens(record: Record, point: Point) -> int:
+    """Tokens that share one reading of the weights: a token of each sequence, or a micro-batch of the prompt."""
+    return point.n_seq if point.kind == "decode" else min(point.n_tokens, record.settings.n_ubatch)
+
+
+def step_weight_bytes(record: Record, point: Point) -> float:
+    """Bytes of weights that a step reads once for all its tokens; of the experts, those of ``distinct_experts``."""
     model = record.model
     weights = float(bytes_read_per_token(((g.role, g.n_bytes) for g in model.tensors), model.n_expert, model.n_expert_used))
-    if model.n_expert and point.n_seq > 1:
+    if model.n_expert and step_tokens(record, point) > 1:
         experts = sum(g.n_bytes for g in model.tensors if g.role == "experts")
         weights += experts * (distinct_experts(record, point) - model.n_expert_used) / model.n_expert
-    return weights + point.n_seq * cache_bytes_per_token(record) * (point.depth + point.n_tokens / 2)
+    return weights
 
 
 def distinct_experts(record: Record, point: Point) -> float:
-    """Different experts that a layer used per step, on average: counted where the record has counts, expected otherwise."""
+    """Different experts that a layer used per step, on average: counted where the record has counts, else expected if tokens choose evenly."""
     if point.distinct_experts:
         return float(np.mean(point.distinct_experts))
-    return limits.distinct_experts(record.model.n_expert, record.model.n_expert_used, point.n_seq)
+    return limits.distinct_experts(record.model.n_expert, record.model.n_expert_used, step_tokens(record, point))
 
 
 def cache_bytes_per_token(record: Record) -> float:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import mean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nbutils import frames, limits
-from nbutils.specs import MemoryUse, Point, Record, TriedThreads
+from nbutils.specs import MemoryUse, Record, TriedThreads
 from nbutils.tensors import bytes_read_per_token
 
 __all__ = [
@@ -207,18 +207,6 @@ def _active_elements(record: Record) -> int:
     return bytes_read_per_token(((g.role, g.n_elements) for g in record.model.tensors), record.model.n_expert, record.model.n_expert_used)
 
 
-def _weights_read(record: Record, point: Point) -> float:
-    """Bytes of weights that a step of a point reads once: all experts a batch of tokens is expected to touch."""
-    tokens = point.n_seq if point.kind == "decode" else min(point.n_tokens, record.settings.n_ubatch)
-    groups = {g.role: g.n_bytes for g in record.model.tensors}
-    weights = float(bytes_read_per_token(groups.items(), record.model.n_expert, record.model.n_expert_used))
-    if record.model.n_expert and tokens > 1:
-        counted = point.distinct_experts and point.kind == "decode"
-        distinct = mean(point.distinct_experts) if counted else limits.distinct_experts(record.model.n_expert, record.model.n_expert_used, tokens)
-        weights += groups.get("experts", 0) * (distinct - record.model.n_expert_used) / record.model.n_expert
-    return weights
-
-
 def roofline_points(records: Iterable[Record]) -> pd.DataFrame:
     """Each point at depth 0 in the roofline's plane: FLOP per byte of weights, and FLOP per second achieved.
 
@@ -231,7 +219,7 @@ def roofline_points(records: Iterable[Record]) -> pd.DataFrame:
             if point.depth:
                 continue
             flop_per_token = 2 * _active_elements(record)
-            tokens = point.n_seq if point.kind == "decode" else min(point.n_tokens, record.settings.n_ubatch)
+            tokens = frames.step_tokens(record, point)
             rate = median(point.n_seq * point.n_tokens / sum(samples) for samples in point.repetitions_s)
             rows.append(
                 {
@@ -240,7 +228,7 @@ def roofline_points(records: Iterable[Record]) -> pd.DataFrame:
                     "format": record.model.gguf_type,
                     "phase": point.kind,
                     "tokens": tokens,
-                    "intensity": tokens * flop_per_token / _weights_read(record, point),
+                    "intensity": tokens * flop_per_token / frames.step_weight_bytes(record, point),
                     "flop_per_s": rate * flop_per_token,
                 }
             )

@@ -1,14 +1,16 @@
 """A benchmark, not a test: nbutils beside llama-bench, both of one llama.cpp, on the stand-in models. Run: make parity
 
-llama-bench is built from the source that the pinned llama-cpp-python carries, with the same compiler settings. Both run
-in turn, one right after the other for each file and depth, in rounds whose order alternates: what else the machine does
-meets both. The result is data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
+llama-bench is built from the source that the pinned llama-cpp-python carries, with the same compiler settings. Both have
+the model loaded at the same time and take turns by the repetition, who goes first alternating: what else the machine does
+meets both. The turns are given by a preloaded library (``turns.c``), so this runs on Linux; llama-bench itself is
+unchanged. The result is data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import shlex
@@ -18,19 +20,22 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nbutils import engine, gguf_files, llama_bench, measure, paths, probe, registry
+from nbutils import engine, gguf_files, measure, paths, probe, registry
 from nbutils.errors import EngineError, NbutilsError, UsageError
 from nbutils.printing import err, out
 from nbutils.specs import Settings
@@ -39,8 +44,8 @@ from nbutils.specs import Settings
 TOLERANCE_PERCENT = 1.0
 N_PROMPT, N_GEN = 512, 128
 KINDS = ("dense", "moe")
+PAUSE_S = 0.02
 
-Rates = dict[str, list[float]]
 Say = Callable[[str], None]
 
 
@@ -58,13 +63,14 @@ class Plan:
     """What both programs are asked."""
 
     program: Path
+    turns: Path
     subjects: list[Subject]
     depths: list[int]
     repetitions: int
     settings: Settings
 
 
-# ── what both say ─────────────────────────────────────────────────────────────────────────────────
+# ── both programs, side by side ─────────────────────────────────────────────────────────────────────────────────
 
 
 def label(kind: str, depth: int) -> str:
@@ -72,71 +78,150 @@ def label(kind: str, depth: int) -> str:
     return (f"pp{N_PROMPT}" if kind == "prefill" else f"tg{N_GEN}") + (f" @ d{depth}" if depth else "")
 
 
-def sittings(plan: Plan) -> list[tuple[Subject, int, tuple[int, int]]]:
-    """What one process measures at a time: file, depth, and how long a prompt and how many generated tokens.
-
-    The shorter it is, the less a machine changes between the two programs. At depth 0 each test sits alone; deeper ones share the
-    reading of what comes before.
-    """
-    alone, both = ((N_PROMPT, 0), (0, N_GEN)), ((N_PROMPT, N_GEN),)
-    return [(subject, depth, tests) for subject in plan.subjects for depth in plan.depths for tests in (both if depth else alone)]
+def sittings(plan: Plan) -> list[tuple[Subject, str, int]]:
+    """What two processes measure side by side: a file, prefill or decode, and the depth."""
+    return [(subject, kind, depth) for subject in plan.subjects for depth in plan.depths for kind in ("prefill", "decode")]
 
 
-def ours(plan: Plan, subject: Subject, depth: int, tests: tuple[int, int]) -> Rates:
-    """Tokens per second of each repetition, by test, as nbutils measures them."""
-    n_prompt, n_gen = tests
-    suite = measure.custom_suite(prompts=[n_prompt], generated=[n_gen], depths=[depth], sequences=[1], repetitions=plan.repetitions)
-    points = [point.model_dump() for point in suite.points]
-    asked = plan.settings.model_dump(exclude={"flash_attn_used"})
-    found = engine.measure_file(subject.path, points=points, repetitions=plan.repetitions, yardstick_s=0.0, settings=asked)
-    return {label(p["kind"], depth): [p["n_tokens"] / sum(times) for times in p["repetitions_s"]] for p in found["points"]}
+class Ours:
+    """nbutils in a process of its own, waiting before the warm-up and before every repetition."""
+
+    def __init__(self, plan: Plan, subject: Subject, kind: str, depth: int) -> None:
+        fresh = multiprocessing.get_context("spawn")
+        self._line, theirs = fresh.Pipe()
+        self._process = fresh.Process(target=measure_ours, args=(theirs, plan, str(subject.path), kind, depth), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._heard: Any = None
+
+    def wait(self) -> bool:
+        """Wait for the repetition that runs; true when there is another one to come."""
+        try:
+            self._heard = self._line.recv()
+        except EOFError:
+            self._process.join()
+            raise EngineError(f"nbutils ended with code {self._process.exitcode}") from None
+        return self._heard == "ready"
+
+    def go(self) -> None:
+        self._line.send("go")
+
+    def rates(self, n_tokens: int) -> list[float]:
+        self._process.join()
+        return [n_tokens / sum(times) for times in self._heard]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._line.close()
 
 
-def theirs(plan: Plan, subject: Subject, depth: int, tests: tuple[int, int]) -> Rates:
-    """The same as llama-bench measures them."""
-    used = plan.settings
-    numbers = {"-p": tests[0], "-n": tests[1], "-d": depth, "-r": plan.repetitions, "-t": used.n_threads, "-b": used.n_batch, "-ub": used.n_ubatch}
-    command = [str(plan.program), "-m", str(subject.path), "-o", "jsonl", "-ngl", str(used.n_gpu_layers)]
-    with tempfile.TemporaryDirectory() as folder:
-        printed = Path(folder) / "llama-bench.jsonl"
-        with printed.open("wb") as file:
-            done = subprocess.run(
-                [*command, *(str(x) for pair in numbers.items() for x in pair)], stdout=file, stderr=subprocess.PIPE, text=True, check=False
-            )
-        if done.returncode != 0:
-            raise EngineError(f"llama-bench ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
-        found = [test for record in llama_bench.read(printed) for test in record.tests]
-    return {label("prefill" if t.n_prompt else "decode", t.n_depth): [(t.n_prompt + t.n_gen) * 1e9 / ns for ns in t.samples_ns] for t in found}
+def measure_ours(line: Connection, plan: Plan, path: str, kind: str, depth: int) -> None:
+    """In the child: the code that ``nbutils measure`` runs in its child, with a wait where progress is told."""
+    from nbutils._bench import Bench
+    from nbutils._engine_child import _llama
+
+    def wait(event: str, stage: str) -> None:
+        if not stage.startswith("filling"):
+            line.send("ready")
+            line.recv()
+
+    llama, log = _llama()
+    bench = Bench(path, plan.settings.model_dump(exclude={"flash_attn_used"}), zero_s=time.monotonic(), log=log, llama=llama)
+    bench.load()
+    found = bench.point(wait, kind=kind, n_tokens=N_PROMPT if kind == "prefill" else N_GEN, depth=depth, repetitions=plan.repetitions)
+    bench.close()
+    line.send(found["repetitions_s"])
+
+
+class Theirs:
+    """llama-bench, waiting before the warm-up and before every repetition."""
+
+    def __init__(self, plan: Plan, subject: Subject, kind: str, depth: int) -> None:
+        tests = {"-p": N_PROMPT if kind == "prefill" else 0, "-n": N_GEN if kind == "decode" else 0, "-d": depth, "-r": plan.repetitions}
+        used = plan.settings
+        numbers = tests | {"-t": used.n_threads, "-b": used.n_batch, "-ub": used.n_ubatch, "-ngl": used.n_gpu_layers}
+        command = [str(plan.program), "-m", str(subject.path), "-o", "jsonl", *(str(x) for pair in numbers.items() for x in pair)]
+        self._printed, self._said = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
+        self._ready, ready = os.pipe()
+        go, self._go = os.pipe()
+        environment = os.environ | {"LD_PRELOAD": str(plan.turns), "TURNS_READY": str(ready), "TURNS_GO": str(go)}
+        self._process = subprocess.Popen(command, stdout=self._printed, stderr=self._said, env=environment, pass_fds=(ready, go))
+        os.close(ready)
+        os.close(go)
+
+    def wait(self) -> bool:
+        """Wait for the repetition that runs; true when there is another one to come."""
+        if os.read(self._ready, 1):
+            return True
+        if self._process.wait() != 0:
+            self._said.seek(0)
+            raise EngineError(f"llama-bench ended with code {self._process.returncode}: {self._said.read().strip()[-300:]}")
+        return False
+
+    def go(self) -> None:
+        os.write(self._go, b"g")
+
+    def rates(self, n_tokens: int) -> list[float]:
+        self._printed.seek(0)
+        (row,) = (json.loads(line) for line in self._printed if line.strip())
+        return [n_tokens * 1e9 / ns for ns in row["samples_ns"]]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for number in (self._ready, self._go):
+            os.close(number)
+        self._printed.close()
+        self._said.close()
 
 
 # ── rounds ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def run_round(plan: Plan, number: int, say: Say, step: Callable[[], None]) -> dict[tuple[str, str, str], tuple[float, float]]:
-    """One round: by model, format and test the medians of ours and of llama-bench's. Who goes first alternates."""
+def in_turn(first: Any, second: Any, step: Callable[[], None]) -> None:
+    """Let both run their warm-up and repetitions in turn until neither has another; who goes first alternates."""
+    players = [first, second]
+    waiting = [player for player in players if player.wait()]
+    while waiting:
+        for player in list(players):
+            if player in waiting:
+                # What the other one left running, threads that still look for work, shall be asleep.
+                time.sleep(PAUSE_S)
+                player.go()
+                if not player.wait():
+                    waiting.remove(player)
+        players.reverse()
+        step()
+
+
+def run_round(plan: Plan, number: int, say: Say, step: Callable[[], None]) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
+    """One round: by model, format and test the rates of each repetition, ours and llama-bench's."""
     found = {}
-    for position, (subject, depth, tests) in enumerate(sittings(plan)):
-        rates: dict[str, Rates] = {}
-        turns = [("ours", ours), ("theirs", theirs)]
-        for who, call in turns if (number + position) % 2 == 0 else reversed(turns):
-            say(f"{subject.model} {subject.format}, depth {depth}: {'nbutils' if call is ours else 'llama-bench'}")
-            rates[who] = call(plan, subject, depth, tests)
-            step()
-        for test in rates["ours"]:
-            found[subject.model, subject.format, test] = (median(rates["ours"][test]), median(rates["theirs"][test]))
+    for position, (subject, kind, depth) in enumerate(sittings(plan)):
+        say(f"{subject.model} {subject.format}, {label(kind, depth)}")
+        both: list[Any] = []
+        try:
+            both += [Ours(plan, subject, kind, depth), Theirs(plan, subject, kind, depth)]
+            in_turn(*(both if (number + position) % 2 == 0 else both[::-1]), step)
+            n_tokens = N_PROMPT if kind == "prefill" else N_GEN
+            our_rates, their_rates = (player.rates(n_tokens) for player in both)
+        finally:
+            for player in both:
+                player.close()
+        found[subject.model, subject.format, label(kind, depth)] = list(zip(our_rates, their_rates, strict=True))
     return found
 
 
-def add_round(rows: list[dict[str, Any]], found: dict[tuple[str, str, str], tuple[float, float]]) -> list[dict[str, Any]]:
-    """The rows with another round of those in ``found``: medians of each, the ratio of ours to llama-bench's as median and range over rounds."""
+def add_round(rows: list[dict[str, Any]], found: dict[tuple[str, str, str], list[tuple[float, float]]]) -> list[dict[str, Any]]:
+    """The rows with the pairs of another round; the ratio of ours to llama-bench's as the median over pairs, with its quartiles."""
     known = {(row["model"], row["format"], row["test"]): row for row in rows}
-    for (model, fmt, test), (our_rate, their_rate) in found.items():
+    for (model, fmt, test), pairs in found.items():
         before = known.get((model, fmt, test), {})
-        our_rates = [*before.get("ours_tok_per_s", []), round(our_rate, 3)]
-        their_rates = [*before.get("llama_bench_tok_per_s", []), round(their_rate, 3)]
-        ratios = [a / b for a, b in zip(our_rates, their_rates, strict=True)]
+        our_rates = [*before.get("ours_tok_per_s", []), *(round(a, 3) for a, _ in pairs)]
+        their_rates = [*before.get("llama_bench_tok_per_s", []), *(round(b, 3) for _, b in pairs)]
         row = {"model": model, "format": fmt, "test": test, "ours_tok_per_s": our_rates, "llama_bench_tok_per_s": their_rates}
-        known[model, fmt, test] = row | {"ratio": round(median(ratios), 5), "ratio_low": round(min(ratios), 5), "ratio_high": round(max(ratios), 5)}
+        low, middle, high = np.percentile(np.array(our_rates) / np.array(their_rates), (25, 50, 75))
+        known[model, fmt, test] = row | {"ratio": round(middle, 5), "ratio_low": round(low, 5), "ratio_high": round(high, 5)}
     return list(known.values())
 
 
@@ -146,8 +231,8 @@ def worst_percent(rows: list[dict[str, Any]]) -> float:
 
 
 def table_of(result: dict[str, Any]) -> Table:
-    table = Table(title="nbutils over llama-bench", caption=f"medians of up to {result['rounds']} rounds of {result['repetitions']} repetitions")
-    for heading in ("model", "format", "test", "nbutils (tok/s)", "llama-bench (tok/s)", "ratio", "lowest to highest"):
+    table = Table(title="nbutils over llama-bench", caption="medians and quartiles of repetitions that took turns")
+    for heading in ("model", "format", "test", "nbutils (tok/s)", "llama-bench (tok/s)", "ratio", "quartiles"):
         table.add_column(heading, justify="left" if heading in ("model", "format", "test") else "right", no_wrap=heading == "test")
     for row in result["rows"]:
         rates = [f"{median(row[name]):,.2f}" for name in ("ours_tok_per_s", "llama_bench_tok_per_s")]
@@ -216,6 +301,18 @@ def build(source: Path, folder: Path, say: Say) -> Path:
     return program_in(folder)
 
 
+def build_turns(folder: Path) -> Path:
+    """The library that makes llama-bench wait for its turn, beside the program."""
+    if sys.platform != "linux":
+        raise UsageError(f"the two programs take turns through a library preloaded as on Linux; {sys.platform!r} has no such way here")
+    made = folder / "libturns.so"
+    run(
+        [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-o", str(made), str(Path(__file__).with_name("turns.c")), "-ldl"],
+        folder / "turns.log",
+    )
+    return made
+
+
 def run(command: list[str], log: Path) -> None:
     """Run to the end with everything it says in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -272,22 +369,21 @@ def head_of(plan: Plan, use_gpu: bool) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("nbutils", "llama-cpp-python")},
         "build": made,
         "threads": plan.settings.n_threads,
-        "repetitions": plan.repetitions,
     }
 
 
-def earlier(path: Path, head: dict[str, Any], names: set[tuple[str, str, str]]) -> dict[str, Any]:
+def earlier(path: Path, head: dict[str, Any]) -> dict[str, Any]:
     """The result so far, if its rounds and new ones may stand in one list."""
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rows = {(row["model"], row["format"], row["test"]) for row in result["rows"]}
+        _ = [(row["model"], row["format"], row["test"]) for row in result["rows"]]
         differs = [name for name, value in head.items() if result[name] != value]
     except FileNotFoundError:
         raise UsageError(f"nothing to resume: no file {str(path)!r}; leave --resume out") from None
     except (ValueError, LookupError, TypeError):
         raise UsageError(f"{path.name} is no result of this program; remove it, or name another with --out") from None
-    if differs or not names <= rows:
-        raise UsageError(f"{path.name} has other {', '.join(differs) or 'rows'} than asked for now; its rounds cannot go on: leave --resume out")
+    if differs:
+        raise UsageError(f"{path.name} has other {', '.join(differs)} than asked for now; its rounds cannot go on: leave --resume out")
     return result
 
 
@@ -313,8 +409,10 @@ def stand_ins(size: str, files: str) -> list[gguf_files.StandIn]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run now; each measures every row with both programs.")] = 5,
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1, max=100, help="Repetitions of a row in a round.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run now; each measures every row with both programs.")] = 2,
+    repetitions: Annotated[
+        int, typer.Option("--repetitions", "-r", min=1, max=1000, help="Repetitions of a row in a round, each beside one of the other program.")
+    ] = 20,
     size: Annotated[str, typer.Option(help="Size of the stand-ins: base, wide, or small to try this program.")] = "base",
     depths: Annotated[str, typer.Option(help="Tokens of context before the test, with commas.")] = "0,4096",
     files: Annotated[
@@ -328,7 +426,7 @@ def main(
     ] = None,
     output: Annotated[Path | None, typer.Option("--out", help="Where the result goes; data/benchmarks/parity.json by default.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Add rounds to those already in the result; with --files or --depths to some of its rows.")
+        bool, typer.Option("--resume", help="Add rounds to those already in the result; with --files or --depths to some of its rows, or new ones.")
     ] = False,
 ) -> None:
     """nbutils beside llama-bench, both of one llama.cpp: do they measure the same?
@@ -351,13 +449,12 @@ def main(
         formats = {fmt: registry.load_format(fmt) for fmt in gguf_files.FORMATS}
         made = zip(asked, gguf_files.make_all(asked, formats), strict=True)
     settings = measure.settings_of(measure.Knobs(n_threads=threads), use_gpu=use_gpu, n_ctx=N_PROMPT + max(wanted_depths))
-    plan = Plan(program, [Subject(s.name, s.format, path) for s, path in made], wanted_depths, repetitions, settings)
+    plan = Plan(program, build_turns(program.parent), [Subject(s.name, s.format, path) for s, path in made], wanted_depths, repetitions, settings)
     head = head_of(plan, use_gpu)
-    names = {(s.model, s.format, label(kind, depth)) for s in plan.subjects for depth in plan.depths for kind in ("prefill", "decode")}
-    result: dict[str, Any] = earlier(target, head, names) if resume else {"rounds": 0, "rows": []}
+    result: dict[str, Any] = earlier(target, head) if resume else {"rounds": 0, "rows": []}
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*bars, console=err) as progress:
-        task = progress.add_task("starting", total=2 * rounds * len(sittings(plan)))
+        task = progress.add_task("starting", total=rounds * len(sittings(plan)) * (repetitions + 1))
         for number in range(result["rounds"], result["rounds"] + rounds):
             found = run_round(plan, number, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
             rows = add_round(result["rows"], found)

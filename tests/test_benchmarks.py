@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,16 +41,16 @@ def write(folder: Path, name: str, kept: Any) -> Path:
 # ── what is kept ──────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_ratio_is_taken_in_each_round_and_the_median_of_these_is_shown(tmp_path: Path) -> None:
-    """Not the ratio of the medians: a round that something else slowed down slowed both."""
+def test_a_ratio_is_taken_in_each_pair_and_the_median_of_these_is_shown(tmp_path: Path) -> None:
+    """Not the ratio of the medians: a repetition that something else slowed down had one beside it that was slowed too."""
     (row,) = benchmarks.parity_frame(write(tmp_path, "parity.json", PARITY)).to_dict("records")
     assert row == ROW | {
         "ours_tok_per_s": 11.0,
         "llama_bench_tok_per_s": 10.0,
         "ratio": 1.1,
-        "ratio_low": 1.0,
-        "ratio_high": 1.5,
-        "n_rounds": 3,
+        "ratio_low": 1.05,
+        "ratio_high": 1.3,
+        "n": 3,
     }
 
 
@@ -98,8 +102,8 @@ def test_rounds_of_one_side_alone_are_no_comparison(tmp_path: Path) -> None:
 @each_file
 def test_where_when_and_with_what_is_a_sentence(name: str, table: Any, kept: Any, command: str, tmp_path: Path) -> None:
     told = benchmarks.made_line(name.removesuffix(".json"), write(tmp_path, name, kept))
-    n = 3 if name == "parity.json" else 2
-    assert told == f"Made 2026-11-20 on Example CPU, 2 cores, 8.0 GB, Linux 6.8, with nbutils 0.1.0, llama-cpp-python 0.3.36; {n} rounds."
+    n = "3 pairs" if name == "parity.json" else "2 rounds"
+    assert told == f"Made 2026-11-20 on Example CPU, 2 cores, 8.0 GB, Linux 6.8, with nbutils 0.1.0, llama-cpp-python 0.3.36; {n}."
     for broken in ({"rounds": 1, "machine": "unknown"}, kept | {"machine": {}}, kept | {"date": None}, kept | {"versions": 7}):
         with pytest.raises(DataError, match=command):
             benchmarks.made_line(name.removesuffix(".json"), write(tmp_path, name, broken))
@@ -110,7 +114,7 @@ def test_how_far_the_rows_agree_is_a_sentence(tmp_path: Path) -> None:
     told = benchmarks.parity_line(write(tmp_path, "parity.json", PARITY | {"rows": [*PARITY["rows"], other]}))
     assert told == (
         "1 of 2 medians lie within 1% of llama-bench's; the median over all rows is 1.052, the furthest 1.100."
-        " From round to round the same ratio varied by 50.0% in the median row."
+        " In the median row half of the pairs lie within 23.8% of each other."
     )
 
 
@@ -130,58 +134,74 @@ def test_what_is_kept_in_the_registry_can_be_shown(name: str) -> None:
 pairs = st.tuples(st.floats(1, 1e5), st.floats(0.5, 2)).map(lambda drawn: (drawn[0] * drawn[1], drawn[0]))
 
 
-@given(rounds=st.lists(pairs, min_size=1, max_size=6))
-def test_rounds_add_up(rounds: list[tuple[float, float]], tmp_path_factory: pytest.TempPathFactory) -> None:
+@given(rounds=st.lists(st.lists(pairs, min_size=1, max_size=4), min_size=1, max_size=3))
+def test_rounds_add_up(rounds: list[list[tuple[float, float]]], tmp_path_factory: pytest.TempPathFactory) -> None:
     rows: list[dict[str, Any]] = []
-    for pair in rounds:
-        rows = bench_parity.add_round(rows, {(ROW["model"], ROW["format"], ROW["test"]): pair})
+    for found in rounds:
+        rows = bench_parity.add_round(rows, {(ROW["model"], ROW["format"], ROW["test"]): found})
     (row,) = rows
-    assert len(row["ours_tok_per_s"]) == len(row["llama_bench_tok_per_s"]) == len(rounds)
+    every = [pair for found in rounds for pair in found]
+    assert len(row["ours_tok_per_s"]) == len(row["llama_bench_tok_per_s"]) == len(every)
     assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-    assert row["ratio"] == pytest.approx(median(a / b for a, b in rounds), rel=5e-3)  # of rates kept to three decimals
+    assert row["ratio"] == pytest.approx(median(a / b for a, b in every), rel=5e-3)  # of rates kept to three decimals
     assert bench_parity.worst_percent(rows) == pytest.approx(abs(row["ratio"] - 1) * 100, abs=1e-3)
     shown = benchmarks.parity_frame(write(tmp_path_factory.mktemp("parity"), "parity.json", {"rows": rows}))
     assert shown["ratio"].iloc[0] == pytest.approx(row["ratio"], abs=1e-5)
 
 
-def test_who_goes_first_alternates_between_rounds_and_within_one(monkeypatch: pytest.MonkeyPatch) -> None:
+class Player:
+    """A program of three repetitions that says when it ran."""
+
+    def __init__(self, name: str, ran: list[str]) -> None:
+        self.name, self.ran, self.left = name, ran, 3
+
+    def wait(self) -> bool:
+        return self.left > 0
+
+    def go(self) -> None:
+        self.left -= 1
+        self.ran.append(self.name)
+
+
+def test_who_goes_first_alternates_from_repetition_to_repetition() -> None:
     """Both are right beside each other, and a machine that gets slower favours neither."""
-    order: list[str] = []
+    ran: list[str] = []
+    bench_parity.in_turn(Player("ours", ran), Player("theirs", ran), lambda: None)
+    assert ran == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
 
-    def program(name: str) -> Any:
-        def call(plan: Any, subject: Any, depth: int, tests: tuple[int, int]) -> dict[str, list[float]]:
-            order.append(f"{name} {subject.format} {depth} {tests}")
-            return {"pp512 @ d9": [1.0, 3.0, 2.0]}
 
-        return call
-
-    for name in ("ours", "theirs"):
-        monkeypatch.setattr(bench_parity, name, program(name))
-    subjects = [bench_parity.Subject("m", fmt, Path(fmt)) for fmt in ("F16", "Q8_0")]
-    plan = bench_parity.Plan(Path("x"), subjects, [9], 3, settings=None)  # type: ignore[arg-type]
-    found = [bench_parity.run_round(plan, number, lambda text: None, lambda: None) for number in (0, 1)]
-    first = ["ours F16", "theirs F16", "theirs Q8_0", "ours Q8_0"]
-    second = ["theirs F16", "ours F16", "ours Q8_0", "theirs Q8_0"]
-    assert order == [f"{who} 9 (512, 128)" for who in first + second]
-    assert found[0] == {("m", "F16", "pp512 @ d9"): (2.0, 2.0), ("m", "Q8_0", "pp512 @ d9"): (2.0, 2.0)}
-    shallow = bench_parity.Plan(Path("x"), subjects[:1], [0], 3, settings=None)  # type: ignore[arg-type]
-    assert [tests for _, _, tests in bench_parity.sittings(shallow)] == [(512, 0), (0, 128)], "short sittings where nothing has to be read before"
+@pytest.mark.skipif(sys.platform != "linux", reason="turns are given by a preloaded library")
+def test_the_library_waits_for_its_turn_before_the_call_goes_on(tmp_path: Path) -> None:
+    """Against a program of its own, whose llama_memory_clear says when it is reached."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    library, program = tmp_path / "libclear.so", tmp_path / "program"
+    (tmp_path / "clear.c").write_text('#include <stdio.h>\nvoid llama_memory_clear(void *m, _Bool d) { puts("cleared"); fflush(stdout); }\n')
+    (tmp_path / "main.c").write_text("void llama_memory_clear(void *, _Bool);\nint main(void) { llama_memory_clear(0, 0); return 0; }\n")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "clear.c"], check=True)
+    subprocess.run(["cc", "-o", program, tmp_path / "main.c", f"-L{tmp_path}", "-lclear", f"-Wl,-rpath,{tmp_path}"], check=True)
+    (ready, said), (heard, go) = os.pipe(), os.pipe()
+    environment = os.environ | {"LD_PRELOAD": str(bench_parity.build_turns(tmp_path)), "TURNS_READY": str(said), "TURNS_GO": str(heard)}
+    with subprocess.Popen([program], stdout=subprocess.PIPE, env=environment, pass_fds=(said, heard)) as running:
+        assert os.read(ready, 1) == b"t"
+        assert running.poll() is None, "it waits"
+        os.write(go, b"g")
+        assert running.communicate(timeout=10)[0] == b"cleared\n"
+    assert running.returncode == 0
+    for number in (ready, said, heard, go):
+        os.close(number)
 
 
 def test_rounds_of_another_build_or_machine_are_not_added(tmp_path: Path) -> None:
     head = {"machine": PARITY["machine"], "threads": 2}
-    names = {(ROW["model"], ROW["format"], ROW["test"])}
     path = write(tmp_path, "parity.json", PARITY | {"threads": 2})
-    assert bench_parity.earlier(path, head, names)["rounds"] == 3
+    assert bench_parity.earlier(path, head)["rounds"] == 3
     with pytest.raises(UsageError, match="other threads than asked"):
-        bench_parity.earlier(path, head | {"threads": 4}, names)
-    with pytest.raises(UsageError, match="other rows than asked"):
-        bench_parity.earlier(path, head, names | {("a model", "F16", "pp512")})
-    assert bench_parity.earlier(path, head, set())["rounds"] == 3, "some of the rows may get more rounds"
+        bench_parity.earlier(path, head | {"threads": 4})
     with pytest.raises(UsageError, match="leave --resume out"):
-        bench_parity.earlier(tmp_path / "none.json", head, names)
+        bench_parity.earlier(tmp_path / "none.json", head)
     with pytest.raises(UsageError, match="no result of this program"):
-        bench_parity.earlier(write(tmp_path, "other.json", [1]), head, names)
+        bench_parity.earlier(write(tmp_path, "other.json", [1]), head)
 
 
 def test_the_source_is_pinned_with_its_hash() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from nbutils import paths
@@ -33,10 +34,10 @@ def parity_frame(path: Path | None = None) -> pd.DataFrame:
     """nbutils beside llama-bench, a row per stand-in, format and test.
 
     Columns: ``model, format, test, ours_tok_per_s, llama_bench_tok_per_s`` (medians over rounds), ``ratio, ratio_low,
-    ratio_high`` (median and range over rounds of ours to llama-bench's), ``n_rounds``. Raises ``DataError`` naming the
+    ratio_high`` (median and quartiles, over repetitions that took turns, of ours to llama-bench's), ``n``. Raises ``DataError`` naming the
     command that makes the file.
     """
-    return _frame(_path("parity.json", path), ("model", "format", "test"), "ours_tok_per_s", "llama_bench_tok_per_s")
+    return _frame(_path("parity.json", path), ("model", "format", "test"), "ours_tok_per_s", "llama_bench_tok_per_s", (25, 75))
 
 
 def parity_table(path: Path | None = None) -> Table:
@@ -48,8 +49,8 @@ def parity_table(path: Path | None = None) -> Table:
         "ours_tok_per_s": "nbutils (tok/s)",
         "llama_bench_tok_per_s": "llama-bench (tok/s)",
         "ratio": "ratio, median",
-        "ratio_low": "lowest round",
-        "ratio_high": "highest round",
+        "ratio_low": "lower quartile",
+        "ratio_high": "upper quartile",
     }
     frame = parity_frame(path)
     return (
@@ -63,8 +64,8 @@ def parity_line(path: Path | None = None) -> str:
     """How many rows agree, how far the others are off, and how much a row varies by itself, in a sentence."""
     frame = parity_frame(path)
     off = (frame["ratio"] - 1).abs()
-    spread = (frame["ratio_high"] / frame["ratio_low"] - 1)[frame["n_rounds"] > 1]
-    varied = f" From round to round the same ratio varied by {spread.median():.1%} in the median row." if len(spread) else ""
+    spread = (frame["ratio_high"] / frame["ratio_low"] - 1)[frame["n"] > 1]
+    varied = f" In the median row half of the pairs lie within {spread.median():.1%} of each other." if len(spread) else ""
     return (
         f"{(off <= TOLERANCE).sum()} of {len(frame)} medians lie within {TOLERANCE:.0%} of llama-bench's; the median over all rows is"
         f" {frame['ratio'].median():.3f}, the furthest {frame['ratio'][off.idxmax()]:.3f}.{varied}"
@@ -73,7 +74,7 @@ def parity_line(path: Path | None = None) -> str:
 
 def served_frame(path: Path | None = None) -> pd.DataFrame:
     """Decode through a server beside decode in process: ``name, served_tok_per_s, in_process_tok_per_s``, and ratios as in ``parity_frame``."""
-    return _frame(_path("served.json", path), ("name",), "served_tok_per_s", "in_process_tok_per_s")
+    return _frame(_path("served.json", path), ("name",), "served_tok_per_s", "in_process_tok_per_s", (0, 100))
 
 
 def served_table(path: Path | None = None) -> Table:
@@ -95,16 +96,16 @@ def made_line(name: str, path: Path | None = None) -> str:
     kept = _kept(path)
     try:
         versions = ", ".join(f"{program.replace('_', '-')} {version}" for program, version in kept["versions"].items())
-        rounds = f"; {_rounds(kept)}" if "rounds" in kept else ""
+        rounds = f"; {_counted(kept, 'pair' if name == 'parity' else 'round')}" if "rounds" in kept else ""
         return f"Made {kept['date'][:10]} on {_machine(kept['machine'])}, with {versions}{rounds}."
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _unreadable(path, error) from None
 
 
-def _rounds(kept: dict[str, Any]) -> str:
-    """How many rounds a row has; rows may differ where some were given more."""
+def _counted(kept: dict[str, Any], what: str) -> str:
+    """How many rounds or pairs a row has; rows may differ where some were given more."""
     counts = {len(value) for row in kept["rows"] for value in row.values() if isinstance(value, list)} or {kept["rounds"]}
-    return ("1 round" if counts == {1} else f"{min(counts)} rounds") if len(counts) == 1 else f"{min(counts)} to {max(counts)} rounds"
+    return (f"1 {what}" if counts == {1} else f"{min(counts)} {what}s") if len(counts) == 1 else f"{min(counts)} to {max(counts)} {what}s"
 
 
 def _machine(machine: dict[str, Any] | str) -> str:
@@ -131,19 +132,21 @@ def _kept(path: Path) -> dict[str, Any]:
         raise _unreadable(path, error) from None
 
 
-def _frame(path: Path, names: tuple[str, ...], ours: str, other: str) -> pd.DataFrame:
+def _frame(path: Path, names: tuple[str, ...], ours: str, other: str, shown: tuple[int, int]) -> pd.DataFrame:
     kept = _kept(path)
     try:
-        return pd.DataFrame([_row(row, names, ours, other) for row in kept["rows"]])
+        return pd.DataFrame([_row(row, names, ours, other, shown) for row in kept["rows"]])
     except (LookupError, TypeError, ValueError, ZeroDivisionError) as error:
         raise _unreadable(path, error) from None
 
 
-def _row(row: dict[str, Any], names: tuple[str, ...], ours: str, other: str) -> dict[str, Any]:
+def _row(row: dict[str, Any], names: tuple[str, ...], ours: str, other: str, shown: tuple[int, int]) -> dict[str, Any]:
+    """``shown`` are the percentiles that stand for the spread: all of few rounds, the middle half of many repetitions."""
     rates = {name: [float(rate) for rate in row[name]] for name in (ours, other)}
     ratios = [a / b for a, b in zip(rates[ours], rates[other], strict=True)]
     if not all(0 < ratio < math.inf for ratio in ratios):
         raise ValueError("a rate that is no rate")
     medians = {name: median(found) for name, found in rates.items()}
     told = {name: str(row[name]) for name in names}
-    return told | medians | {"ratio": median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios), "n_rounds": len(ratios)}
+    low, high = (float(x) for x in np.percentile(ratios, shown))
+    return told | medians | {"ratio": median(ratios), "ratio_low": low, "ratio_high": high, "n": len(ratios)}

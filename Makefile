@@ -54,4 +54,4 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf _build book/devices book/here book/proof $(VENV)
+	rm -rf _build book/articles book/devices book/here book/proof $(VENV)

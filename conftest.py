@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -103,7 +102,7 @@ def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Che
             if (PROJECT / name).is_file():  # a deleted file is still listed
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(PROJECT / name, folder / name)
-        _keep_what_chapters_name(folder)
+        _keep_three_device_pages(folder)
         checkout = Checkout(folder, tmp_path_factory.mktemp("home"))
         checkout.git("init", "--quiet")
         checkout.git("add", "--all")
@@ -113,17 +112,9 @@ def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Che
     return make
 
 
-def _keep_what_chapters_name(folder: Path) -> None:
-    """Leave only the devices and models that a chapter or a notebook names: a page for each of the others would show nothing new and take minutes.
-
-    ``tests/test_frames.py`` computes the pages' frames for all of them.
-    """
-    told = "".join(p.read_text(encoding="utf-8") for pattern in ("book/*.md", "notebooks/*.ipynb") for p in folder.glob(pattern))
-    words = set(re.findall(r"[a-z0-9][a-z0-9.\-]+", told))
-    for kind in ("devices", "models", "buffers"):
-        for path in (folder / "data" / kind).glob("*.yaml"):
-            if path.stem not in words:
-                path.unlink()
+def _keep_three_device_pages(folder: Path) -> None:
+    """A page for each of the other devices would show nothing new and take minutes."""
+    (folder / "data" / "pages.yaml").write_text("devices: [dgx-spark, strix-halo, mac-studio-m4-max]\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

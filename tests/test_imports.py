@@ -15,6 +15,7 @@ PACKAGE = Path(nbutils.__file__).parent
 LAYERS = (
     ("errors", "units"),
     ("specs",),
+    ("specs_articles", "specs_calibration"),
     ("tensors",),
     ("limits",),
     ("fit",),
@@ -26,15 +27,17 @@ LAYERS = (
     ("subjects", "places"),
     ("oracle",),
     ("measure", "endpoint", "llama_bench", "sustain"),
+    ("calibrate", "frames_predict"),
     ("frames",),
-    ("frames_power", "frames_run", "frames_served"),
+    ("frames_chapters", "frames_claims", "frames_engines", "frames_market", "frames_power", "frames_published", "frames_run", "frames_served"),
     ("benchmarks",),
     ("plots",),
+    ("plots_chapters", "plots_claims", "plots_market", "plots_predict", "plots_published"),
     ("notebook",),
     ("sweep",),
     ("build",),
     ("printing",),
-    ("cli_limits", "cli_measure"),
+    ("cli_claims", "cli_limits", "cli_measure", "cli_predict"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -58,7 +61,7 @@ NEVER = {("records", name) for name in ("tensors", "limits", "fit", "claims", "p
 #: What reads bytes from strangers has nothing at hand that it could be talked into using.
 ONLY = {"gguf_header": {"errors", "paths"}, "printing": set(), "_allocations": {"_ggml", "errors", "fit"}}
 
-PURE = ("errors", "units", "specs", "tensors", "limits", "fit", "explain", "claims", "predict")
+PURE = ("errors", "units", "specs", "specs_articles", "specs_calibration", "tensors", "limits", "fit", "explain", "claims", "predict")
 WORLD = {
     "io",
     "json",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import re
 from collections.abc import Callable, Iterator
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.axes import Axes
+from matplotlib.text import Text
 
 from helpers import PAPER_MOE, make_record, make_served, stored
 from nbutils import frames, frames_power, frames_run, frames_served, places, plots, registry
+from nbutils.errors import UsageError
 from nbutils.places import Place
 from nbutils.specs import KernelRate, Point, Record, Suite, SuitePoint
 from nbutils.tensors import Variant
@@ -120,7 +126,7 @@ def _close() -> Iterator[None]:
 
 
 def test_every_figure_of_the_module_is_drawn_here() -> None:
-    assert set(FIGURES) == set(plots.__all__) - {"new_axes", "table", "text"}
+    assert set(FIGURES) == set(plots.__all__) - {"download", "legend_below", "new_axes", "table", "text"}
 
 
 @each_figure
@@ -141,6 +147,50 @@ def test_an_axis_starts_at_zero_unless_it_is_logarithmic(name: str) -> None:
     ax = FIGURES[name](plots.new_axes())
     if ax.get_xscale() == "linear":
         assert ax.get_xlim()[0] == 0
+
+
+@each_figure
+def test_a_phone_shows_letters_that_can_be_read(name: str) -> None:
+    """A page of 360 CSS pixels has 328 for a figure; the smallest letters are then no smaller than 7.5."""
+    figure = FIGURES[name](plots.new_axes()).figure
+    figure.canvas.draw()
+    letters_px = min(t.get_fontsize() for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()) * 96 / 72
+    assert letters_px * 328 / (96 * figure.get_tightbbox().width) >= 7.5
+
+
+def test_a_legend_takes_new_canvas_and_as_many_columns_as_fit() -> None:
+    heights, columns = [], []
+    for labels in (["a", "b", "c"], ["a long name of forty letters, all counted"] * 3):
+        ax = plots.new_axes(6.6, 1.5)
+        for label in labels:
+            ax.plot([0, 1], label=label)
+        before = ax.figure.get_figheight()
+        plots.legend_below(ax)
+        heights.append(ax.figure.get_figheight() - before)
+        columns.append(ax.figure.legends[0]._ncols)
+        ax.figure.canvas.draw()
+        assert ax.get_window_extent().height > 0.6 * 72, "the plot keeps its height"
+    assert columns == [3, 1]
+    assert heights[1] > heights[0] > 0
+
+
+def test_nothing_named_has_no_legend() -> None:
+    ax = plots.new_axes()
+    plots.legend_below(ax)
+    assert not ax.figure.legends
+
+
+def test_a_kernel_draws_vectors_that_are_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = InteractiveShell()
+    monkeypatch.setattr(plots, "get_ipython", lambda: shell)
+    shown = []
+    for _ in range(2):
+        ax = plots.roofline(rooflines(), {"decode": 3.3}, ax=plots.new_axes())
+        data, _ = shell.display_formatter.format(ax.figure)
+        shown.append(data)
+    assert {"image/svg+xml", "image/png"} <= shown[0].keys()
+    assert shown[0] == shown[1]
+    assert "<dc:date>" not in shown[0]["image/svg+xml"]
 
 
 def test_the_ceiling_is_a_line_and_the_measurement_a_point_under_it() -> None:
@@ -189,8 +239,7 @@ def test_expected_experts_start_at_those_of_one_token_and_end_below_all_of_them(
 def test_rates_of_a_batch_are_points_with_a_line_for_each_file() -> None:
     frame = frames_run.experts_frame(batches())
     ax = plots.batch_rates(frame, ax=plots.new_axes())
-    legend = ax.get_legend()
-    assert legend is not None
+    (legend,) = ax.figure.legends
     assert [t.get_text() for t in legend.get_texts()] == ["MoE F16", "dense F16"]
     for container, kind in zip(ax.containers, ("MoE", "dense"), strict=True):
         assert list(container.lines[0].get_ydata()) == list(frame[frame["kind"] == kind]["tok_per_s"])
@@ -198,15 +247,13 @@ def test_rates_of_a_batch_are_points_with_a_line_for_each_file() -> None:
 
 def test_a_device_without_a_known_peak_has_no_roofline() -> None:
     ax = plots.roofline(rooflines(), {"decode": 3.3}, ax=plots.new_axes())
-    legend = ax.get_legend()
-    assert legend is not None
+    (legend,) = ax.figure.legends
     assert [t.get_text() for t in legend.get_texts()] == ["one", "two"]
 
 
 def test_a_part_that_a_model_does_not_have_takes_no_place_in_its_bar() -> None:
     frame = pd.DataFrame({"part": ["weights", "recurrent state", "headroom"], "bytes": [40e9, 0, 5e9]})
-    legend = plots.budget_bar(frame, 45_000_000_000, ax=plots.new_axes()).get_legend()
-    assert legend is not None
+    (legend,) = plots.budget_bar(frame, 45_000_000_000, ax=plots.new_axes()).figure.legends
     assert [t.get_text() for t in legend.get_texts()] == ["available: 45.0 GB", "weights: 40.00 GB"]
 
 
@@ -219,8 +266,7 @@ def test_a_batch_that_does_not_fit_is_a_hollow_mark() -> None:
         lines = [line for line in ax.lines if line.get_marker() != "None" and (line.get_markerfacecolor() != "white") == fits]
         drawn = sorted(float(x) for line in lines for x in line.get_xdata())
         assert drawn == sorted(frame[frame["fits"] == fits]["batch"])
-    legend = ax.get_legend()
-    assert legend is not None
+    (legend,) = ax.figure.legends
     assert legend.get_texts()[-1].get_text() == "does not fit"
 
 
@@ -237,6 +283,62 @@ def test_text_of_a_table_is_escaped_wherever_it_comes_from(column: str) -> None:
     html = plots.table(frame, {"model": "model", "decode": "decode (tok/s)"}).to_html()
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
+
+
+def test_a_heading_of_a_table_is_escaped_too() -> None:
+    html = plots.table(pd.DataFrame({"a": [1.0]}), {"a": "<img src=x onerror=alert(1)>"}).to_html()
+    assert "<img" not in html
+
+
+@pytest.mark.parametrize(("n_rows", "long", "expected"), [(20, None, False), (21, None, True), (2, True, True), (99, False, False)])
+def test_a_table_of_many_rows_is_marked_as_long(n_rows: int, long: bool | None, expected: bool) -> None:
+    frame = pd.DataFrame({"a": ["<script>alert(1)</script>"] * n_rows})
+    html = plots.table(frame, {"a": "a"}, long=long).to_html()
+    assert ('<table id="' in html and 'class="long"' in html) == expected
+    assert "<script>" not in html
+    assert html.count("<tr>") == n_rows + 1, "every row is in the page, whoever reads it"
+
+
+def test_only_a_column_of_prose_keeps_a_width() -> None:
+    frame = pd.DataFrame({"name": ["short"], "rate": [1.0], "because": ["a reason of more than forty characters, say"]})
+    html = plots.table(frame, {"name": "name", "rate": "rate", "because": "because"}).to_html()
+    (rule,) = re.findall(r"([^{}]*)\{[^}]*min-width", html)
+    assert rule.strip().endswith("_row0_col2")
+
+
+def read_csv(link: str) -> list[list[str]]:
+    encoded = re.search(r'href="data:text/csv;charset=utf-8;base64,([^"]*)"', link)
+    assert encoded
+    return list(csv.reader(io.StringIO(base64.b64decode(encoded[1]).decode())))
+
+
+def test_data_of_a_page_is_a_file_that_reads_back() -> None:
+    frame = pd.DataFrame({"model": ["a, b", 'say "c"', None], "tok_per_s": [1 / 3, -2.0, None], "devices": [("x", "y"), (), ("z",)]})
+    link = plots.download(frame, "some-data").data
+    assert 'download="some-data.csv"' in link
+    assert "(3 rows)" in link
+    assert read_csv(link) == [["model", "tok_per_s", "devices"], ["a, b", repr(1 / 3), "x; y"], ['say "c"', "-2.0", ""], ["", "", "z"]]
+
+
+@pytest.mark.parametrize("text", ['=HYPERLINK("http://x")', "+1", "-1+1", "@SUM(A1)", "  =1", "\t=1", "\r=1"])
+def test_a_spreadsheet_shows_a_formula_and_does_not_run_it(text: str) -> None:
+    (heading,), (cell,), (listed,) = read_csv(plots.download(pd.DataFrame({text: [text, [text]]}), "x").data)
+    assert heading == cell == listed == f"'{text.strip()}"
+
+
+def test_a_line_of_data_is_a_line_of_the_file() -> None:
+    """A spreadsheet begins a row, and so perhaps a formula, wherever a line begins."""
+    assert read_csv(plots.download(pd.DataFrame({"a": ["x\r=1\n=2"]}), "x").data) == [["a"], ["x =1 =2"]]
+
+
+def test_numbers_stay_numbers_in_a_spreadsheet() -> None:
+    assert read_csv(plots.download(pd.DataFrame({"a": [-1.5, 2e-9]}), "x").data) == [["a"], ["-1.5"], ["2e-09"]]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "A", 'x" onclick="', "x.csv", "-x"])
+def test_the_name_of_a_file_is_no_path_and_no_markup(name: str) -> None:
+    with pytest.raises(UsageError, match="no name for a file"):
+        plots.download(pd.DataFrame(), name)
 
 
 def test_an_address_of_a_table_becomes_a_link_only_if_it_is_one() -> None:

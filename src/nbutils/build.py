@@ -90,6 +90,8 @@ def build_book(options: Options, console: Console) -> Result:
         local_pages, result.records = _this_machine(options, root, out, ledger, stage)
     with stage("device pages") as say:
         _device_pages(root, ledger, say)
+    with stage("article pages") as say:
+        _article_pages(root, ledger, say)
     with stage("the proof") as say:
         _proof_page(root, ledger, say)
     with stage("book") as say:
@@ -278,23 +280,57 @@ def _run(cell: sweep.Cell, ledger: sweep.Ledger, say: Callable[[str], None]) -> 
     return cell.output
 
 
+_OF_DEVICE_PAGES = ("devices", "models", "buffers", "published", "articles", "formats.yaml", "runtimes.yaml", "market.yaml")
+
+
 def _device_pages(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
     folder = root / "book" / "devices"
-    wanted = registry.device_ids()
+    wanted = registry.page_ids()
     for stale in folder.glob("*.ipynb"):
         if stale.stem not in wanted:
             stale.unlink()
-    common = _reads(root, "models", "buffers", "formats.yaml", "runtimes.yaml")
+    # Rents and claims name other devices than the page's own, so a page reads them all.
+    reads = _reads(root, *_OF_DEVICE_PAGES)
     cells = [
         sweep.Cell(
             notebook=root / "notebooks" / "device.ipynb",
             output=folder / f"{device_id}.ipynb",
             parameters={"device": device_id},
             title=registry.load_device(device_id).name,
-            reads=f"{common}|{_reads(root, f'devices/{device_id}.yaml')}",
+            reads=reads,
         )
         for device_id in wanted
     ]
+    _run_all(cells, ledger, say)
+
+
+def _article_pages(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
+    folder = root / "book" / "articles"
+    wanted = registry.article_ids()
+    _remove_others(folder, wanted)
+    # A claim is held against the claims of all the others, and against whatever device or model it names.
+    reads = _reads(root, "articles", "devices", "models", "buffers", "formats.yaml", "runtimes.yaml")
+    cells = [
+        sweep.Cell(
+            notebook=root / "notebooks" / "article.ipynb",
+            output=folder / f"{article_id}.ipynb",
+            parameters={"article": article_id},
+            title=f"{registry.load_article(article_id).publisher}: {registry.load_article(article_id).title}",
+            reads=reads,
+        )
+        for article_id in wanted
+    ]
+    _run_all(cells, ledger, say)
+
+
+def _remove_others(folder: Path, wanted: list[str]) -> None:
+    """Pages of what is no longer there would stay in the book."""
+    for stale in folder.glob("*.ipynb"):
+        if stale.stem not in wanted:
+            stale.unlink()
+
+
+def _run_all(cells: list[sweep.Cell], ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
     waiting = [cell for cell in cells if not ledger.is_done(cell.output, cell.key)]
     # Pages compute and measure nothing, so they may share the machine. Each runs in a kernel of its own.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
@@ -385,7 +421,7 @@ def _toc(root: Path, out: Path, local_pages: list[Path]) -> Path:
 
 def clean(root: Path) -> list[Path]:
     """Remove what builds made inside the checkout; records and stand-ins lie elsewhere and stay."""
-    made = [root / "_build", *(root / "book" / name for name in ("devices", "here", "proof"))]
+    made = [root / "_build", *(root / "book" / name for name in ("articles", "devices", "here", "proof"))]
     gone = [p for p in made if p.exists()]
     for path in gone:
         shutil.rmtree(path)

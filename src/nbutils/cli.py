@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 import nbutils
-from nbutils import build, cli_limits, cli_measure, frames, gguf_files, notebook, paths, records, registry, sweep
+from nbutils import build, cli_claims, cli_limits, cli_measure, cli_predict, frames, gguf_files, notebook, paths, records, registry, sweep
 from nbutils.cli_measure import Cpu, SuiteName, Threads, show, summary
 from nbutils.errors import NbutilsError, UsageError, did_you_mean
 from nbutils.printing import AsJson, err, out, print_json, rows_of
@@ -29,7 +29,9 @@ app = typer.Typer(
 records_app = typer.Typer(no_args_is_help=True, help="What was measured: list, show, check and submit records.")
 app.add_typer(records_app, name="records")
 cli_limits.register(app)
+cli_claims.register(app)
 cli_measure.register(app)
+cli_predict.register(app)
 Size = Annotated[str, typer.Option(help="Size of the stand-in models: small, base or wide; by default it suits the machine.")]
 Small = Annotated[bool, typer.Option("--small", help="The same as --size small: some tens of MB, for trying things out.")]
 

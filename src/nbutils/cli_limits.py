@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from nbutils import fit, frames, limits, oracle, places, probe, registry, subjects
+from nbutils import fit, frames, frames_predict, limits, oracle, places, probe, registry, subjects
 from nbutils.errors import UnknownId, UsageError
 from nbutils.explain import ASSUMED, ASSUMPTIONS, Line, explain, fit_lines, limit_lines
 from nbutils.places import Place
@@ -100,9 +100,9 @@ _FIT_COLUMNS = {
     "buffers": ("buffers", "{:,.2f}"),
     "total": ("total", "{:,.2f}"),
     "available": ("available", "{:,.2f}"),
-    "headroom": ("headroom", "{:,.2f}"),
     "verdict": ("verdict", "{}"),
     "max_ctx": ("max ctx", "{:,}"),
+    "expected_tok_per_s": ("tok/s", "{:,.1f}"),
 }
 
 
@@ -153,6 +153,8 @@ def fit_command(
             row = _fit_row(subject, place, n_ctx=n_ctx, kv_type=kv_type, batch=batch, backend=asked, may_solve=may_solve, say=status.update)
             ways = _ways_out(subject, place, row, machines=machines, link_bytes_per_s=link_gb_s * 1e9, host_bytes_per_s=host_gb_s * 1e9)
             rows.append(row | ways)
+        expected = frames_predict.expected_of([(row["model"], row["format"], place, n_ctx // 2) for row, (_, place) in zip(rows, cells, strict=True)])
+        rows = [row | said for row, said in zip(rows, expected, strict=True)]
     if as_json:
         print_json(rows)
         return
@@ -307,9 +309,12 @@ def _print_fits(model: str, rows: list[dict[str, Any]], n_ctx: int, kv_type: str
         buffers = row["compute_buffer_bytes"] + row["output_buffer_bytes"] + row["overhead_bytes"]
         cache = row["kv_cache_bytes"] + row["recurrent_state_bytes"]
         sizes = {"weights": row["weight_bytes"], "kv": cache, "buffers": buffers, "total": row["total_bytes"]}
-        sizes |= {"available": row["available_bytes"], "headroom": row["headroom_bytes"]}
-        shown.append({**row, **{k: v / 1e9 for k, v in sizes.items()}, "verdict": row["verdict"].replace("_", " ")})
-    caption = "Sizes in GB (10⁹ bytes). " + ("" if may_solve else "The largest context is a safe one; name a device and a format for the exact one.")
+        sizes |= {"available": row["available_bytes"]}
+        rate = None if row["verdict"] == "does_not_fit" else row["expected_tok_per_s"]
+        words = {"verdict": row["verdict"].replace("_", " "), "expected_tok_per_s": rate}
+        shown.append({**row, **{k: v / 1e9 for k, v in sizes.items()}, **words})
+    caption = "Sizes in GB (10⁹ bytes); tok/s is what to expect of decode with the context half full. "
+    caption += "" if may_solve else "The largest context is a safe one; name a device and a format for the exact one."
     title = f"{model}, {n_ctx:,} tokens, {kv_type} cache" + (f", {batch} sequences" if batch > 1 else "")
     out.print(rows_table(title, shown, _FIT_COLUMNS, caption=caption))
     if rows and rows[0]["beyond_training"]:

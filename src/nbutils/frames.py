@@ -828,7 +828,7 @@ def ceiling_matrix(
         assert here.bandwidth_bytes_per_s is not None
         row: dict[str, Any] = {
             "device": short_name(device) + ("" if device.configuration().usable else "†"),
-            "page": f"devices/{device.id}.html",
+            "page": f"devices/{device.id}.html" if device.id in registry.page_ids() else "",
             "memory": here.memory_gb,
             "bandwidth": here.bandwidth_bytes_per_s / 1e9,
         }

@@ -6,20 +6,27 @@ nothing is told by colour alone.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import html
 import itertools
+import math
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.core.getipython import get_ipython
 from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib_inline.config import InlineBackend
 from pandas.io.formats.style import Styler
+
+from nbutils.errors import UsageError
 
 __all__ = [
     "batch_rates",
@@ -27,8 +34,10 @@ __all__ = [
     "decode_against_bytes",
     "decode_by_format",
     "device_ceilings",
+    "download",
     "experts_touched",
     "itl_strip",
+    "legend_below",
     "measured_over_depth",
     "measured_roofline",
     "meters_over_time",
@@ -44,31 +53,78 @@ __all__ = [
     "yardsticks",
 ]
 
+#: A table of more rows is long: the book lets its readers sort and filter it.
+LONG_ROWS = 20
+#: Characters. A column with longer text than this keeps a width to be read in; the table scrolls instead.
+_PROSE = 40
+#: Points. A phone shows a figure at two thirds of its size, and this is then still read.
+_SMALL = 10
+_LOOKS: dict[str, Any] = {
+    "figure.dpi": 144,
+    "savefig.dpi": 144,
+    # Equal figures are equal files.
+    "svg.hashsalt": "nbutils",
+    "axes.edgecolor": "0.75",
+    "grid.color": "0.9",
+    "legend.frameon": False,
+    "legend.fontsize": _SMALL,
+}
+#: Of the size that is asked for, 6.6 inches for a column of text. The page stretches the figure to its column, and so its letters.
+_CANVAS = 0.85
+
 _STYLES = ["-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3))]
 _VERDICT_MARKS = {"fits": "o", "tight": "D", "does_not_fit": "X"}
 VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit (ceiling if it did)"}
 
 
 def new_axes(width: float = 6.6, height: float = 4.2) -> Axes:
-    """An empty plot in the book's style."""
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=1.0)
-    plt.rcParams["savefig.dpi"] = plt.rcParams["figure.dpi"] = 144
-    plt.rcParams["svg.hashsalt"] = "nbutils"
-    _, ax = plt.subplots(figsize=(width, height), layout="constrained")
+    """An empty plot in the book's style, of so many inches on a page whose column has 6.6."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc=_LOOKS)
+    _draw_vectors()
+    _, ax = plt.subplots(figsize=(_CANVAS * width, _CANVAS * height), layout="constrained")
     return ax
 
 
+def legend_below(ax: Axes) -> None:
+    """What the marks and lines are called, in as many columns as the width holds, on new canvas under the plot; nothing where nothing is named."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure = ax.get_figure(root=True)
+    if labels and figure is not None:
+        across = max(1, int(72 * figure.get_figwidth() / (0.62 * _SMALL * max(map(len, labels)) + 3.5 * _SMALL)))
+        rows = math.ceil(len(labels) / across)
+        figure.set_figheight(figure.get_figheight() + (rows + 0.5) * 1.6 * _SMALL / 72)
+        figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / rows))
+
+
+def _draw_vectors() -> None:
+    """In a kernel figures become SVG for the page and PNG for what shows no SVG, neither with the time of day in it."""
+    if (shell := get_ipython()) is None:
+        return
+    inline = InlineBackend.instance(parent=shell)
+    inline.shell = shell
+    inline.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}  # type: ignore[dict-item]
+    inline.figure_formats = {"svg", "png"}
+
+
 def table(
-    frame: pd.DataFrame, columns: Mapping[str, str], formats: Mapping[str, str] | None = None, *, links: Mapping[str, str] | None = None
+    frame: pd.DataFrame,
+    columns: Mapping[str, str],
+    formats: Mapping[str, str] | None = None,
+    *,
+    links: Mapping[str, str] | None = None,
+    long: bool | None = None,
 ) -> Styler:
     """The named columns under readable headings, without an index. Text is escaped; unknown shows as a dash.
 
     ``formats`` maps columns to format strings, ``"{:,.1f}"`` for one; ``links`` maps a column of text to the column with
-    its address, which may be empty.
+    its address, which may be empty. The book makes a ``long`` table sortable and filterable; by default one of more than
+    ``LONG_ROWS`` rows is.
     """
     shown = frame[list(columns)].rename(columns=dict(columns))
-    style = shown.style.format(escape="html", na_rep="–").hide(axis="index")
-    style = style.set_uuid(hashlib.sha256("|".join(columns.values()).encode()).hexdigest()[:6])
+    style = shown.style.format(escape="html", na_rep="–").format_index(escape="html", axis="columns").hide(axis="index")
+    style = style.set_uuid(hashlib.sha256("|".join([str(len(shown)), *columns.values()]).encode()).hexdigest()[:6])
+    if len(shown) > LONG_ROWS if long is None else long:
+        style = style.set_table_attributes('class="long"')
     for name, pattern in (formats or {}).items():
         style = style.format(pattern, subset=[columns[name]], na_rep="–", escape="html")
     for name, address in (links or {}).items():
@@ -77,7 +133,34 @@ def table(
     given = {columns[name] for name in formats or {}}
     numeric = [heading for heading in shown.columns if heading in given or pd.api.types.is_numeric_dtype(shown[heading])]
     heads = {name: [{"selector": "th.col_heading", "props": [("text-align", "right")]}] for name in numeric}
-    return style.set_properties(subset=numeric, **{"text-align": "right", "white-space": "nowrap"}).set_table_styles(heads, overwrite=False)
+    style = style.set_properties(subset=numeric, **{"text-align": "right", "white-space": "nowrap"}).set_table_styles(heads, overwrite=False)
+    prose = [heading for heading in shown.columns if heading not in numeric and shown[heading].astype(str).str.len().max() > _PROSE]
+    return style.set_properties(subset=prose, **{"min-width": "11rem"})
+
+
+def download(frame: pd.DataFrame, name: str) -> HTML:
+    """A link to the frame as a CSV file. It travels within the link; the book's build makes a file of it.
+
+    Text that a spreadsheet would take for a formula gets an apostrophe in front; lists and lines become one line. ``name`` is of lower
+    case letters, digits and hyphens (``UsageError``).
+    """
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+        raise UsageError(f"plots.download: {name!r} is no name for a file; use lower case letters, digits and hyphens")
+    plain = frame.map(_plain_cell).rename(columns=_plain_cell)
+    data = base64.b64encode(plain.to_csv(index=False, lineterminator="\n").encode()).decode()
+    size = f"{len(frame):,} row{'s' if len(frame) != 1 else ''}"
+    words = f'<a class="data-download" download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{data}">{name}.csv</a> ({size})'
+    return HTML(f'<p class="data-download">Data: {words}</p>')  # type: ignore[no-untyped-call]
+
+
+def _plain_cell(value: Any) -> Any:
+    """What a spreadsheet shows and does not run: text in one line that begins no formula."""
+    if isinstance(value, list | tuple | set | frozenset):
+        value = "; ".join(map(str, sorted(value) if isinstance(value, set | frozenset) else value))
+    if not isinstance(value, str):
+        return value
+    line = " ".join(value.split())
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def text(words: str) -> HTML:
@@ -88,7 +171,7 @@ def text(words: str) -> HTML:
 def _link(text: str, url: str) -> str:
     """An anchor for an http address or a page of the book, plain text for anything else."""
     escaped = html.escape(str(text))
-    if re.fullmatch(r"\w[\w./\-]*\.html", str(url)):
+    if re.fullmatch(r"(\.\./)?\w[\w./\-]*\.html(#[\w.\-]+)?", str(url)):
         return f'<a class="reference internal" href="{url}">{escaped}</a>'
     if not str(url).startswith(("https://", "http://")):
         return escaped
@@ -106,7 +189,7 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     decode = frame[frame["phase"] == "decode"]
     colours = dict(zip(sorted(decode["format"].unique()), sns.color_palette("colorblind"), strict=False))
     bandwidth = decode["bandwidth"].median()
-    reach = np.array([decode["step_bytes"].min() / 2.5, decode["step_bytes"].max() * 1.6])
+    reach = np.array([decode["step_bytes"].min() / 4, decode["step_bytes"].max() * 1.6])
     ax.plot(reach / 1e9, bandwidth / reach, color="0.35", linewidth=1.5)
     ax.annotate(
         f"ceiling at {bandwidth / 1e9:.0f} GB/s, the median measured",
@@ -129,7 +212,7 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         # A mixture of experts and a dense file may lie on one spot; their names must not.
         shift, side = ((-9, -3), "right") if row.kind == "MoE" else ((0, -17), "center")
         place = (row.step_bytes / 1e9, row.tok_per_s)
-        ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha=side, fontsize=9)
+        ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha=side, fontsize=_SMALL)
     ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="decode (tok/s)")
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
@@ -153,7 +236,7 @@ def rates_by_wall(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set_yticks(y, labels)
     ax.invert_yaxis()
     ax.set(xlabel="weights gone through (GB/s)", xlim=(0, None))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.42, -0.2), ncols=3, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -169,9 +252,11 @@ def roofline(devices: pd.DataFrame, marks: Mapping[str, float], *, ax: Axes) -> 
         ax.plot(x, np.minimum(row.bandwidth * x, row.peak) / 1e12, color=colour, linestyle=style, label=row.name)
     for label, intensity in marks.items():
         ax.axvline(intensity, color="0.5", linewidth=1)
-        ax.annotate(label, (intensity, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=9, color="0.25")
+        ax.annotate(
+            label, (intensity, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", fontsize=_SMALL, color="0.25"
+        )
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="attainable (TFLOP/s)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
+    legend_below(ax)
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
     return ax
@@ -192,7 +277,7 @@ def measured_roofline(points: pd.DataFrame, roofs: pd.DataFrame, *, ax: Axes) ->
     for bandwidth in roofs.loc[roofs["kind"] == "bandwidth", "rate"]:
         ax.plot([reach[0], top / bandwidth], [reach[0] * bandwidth / 1e9, top / 1e9], color="0.3", linewidth=1.5)
         place = (reach[0] * 1.15, reach[0] * 1.15 * bandwidth / 1e9)
-        ax.annotate(f"{bandwidth / 1e9:.0f} GB/s", place, xytext=(-2, 10), textcoords="offset points", fontsize=9, color="0.25")
+        ax.annotate(f"{bandwidth / 1e9:.0f} GB/s", place, xytext=(12, -4), textcoords="offset points", fontsize=_SMALL, color="0.25")
     for row in roofs[roofs["kind"] != "bandwidth"].itertuples():
         # A format is told by its main type; Q4_K_M is mostly Q4_K.
         colour = next((c for name, c in colours.items() if name.startswith(row.tensor_type)), None)
@@ -210,7 +295,7 @@ def measured_roofline(points: pd.DataFrame, roofs: pd.DataFrame, *, ax: Axes) ->
     ax.plot([], [], "-", color="0.4", label="matrix product")
     ax.plot([], [], linestyle=(0, (4, 2)), color="0.4", label="one vector, in cache")
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte of weights)", ylabel="GFLOP/s", xlim=tuple(reach))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=9)
+    legend_below(ax)
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
     return ax
@@ -230,7 +315,7 @@ def experts_touched(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.errorbar(rows["n_seq"], rows["counted"], yerr=spread, fmt="o", color=blue, capsize=3, label="counted (mean, least and most)")
     ax.set(xscale="log", xlabel="sequences decoded side by side", ylabel="distinct experts per layer and step", ylim=(0, n_expert * 1.08))
     _counted_ticks(ax, rows["n_seq"])
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=3, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -244,7 +329,7 @@ def measured_over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.plot(rows["depth"], rows["ceiling_tok_per_s"], color=colour, linestyle=style, label=f"{label}, ceiling")
     ax.set(xlabel="depth (tokens of context)", ylabel="decode (tok/s)", xlim=(0, None), ylim=(0, None))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -259,7 +344,7 @@ def batch_rates(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.plot(rows["n_seq"], rows["tok_per_s"], color=colour, linestyle=style, linewidth=1, alpha=0.6)
     ax.set(xscale="log", yscale="log", xlabel="sequences decoded side by side", ylabel="decode, all sequences (tok/s)")
     _counted_ticks(ax, frame["n_seq"])
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=4, frameon=False, fontsize=9)
+    legend_below(ax)
     _plain_log_ticks(ax, "y")
     return ax
 
@@ -277,14 +362,18 @@ def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
             ax.plot(part["decode_ceiling_tok_per_s"], part.index, marker, color=colours[verdict], markersize=8, label=VERDICT_WORDS[verdict])
     for position, ceiling in enumerate(rows["decode_ceiling_tok_per_s"]):
         ax.annotate(
-            f"{ceiling:,.0f}" if ceiling >= 100 else f"{ceiling:,.1f}", (ceiling, position), xytext=(8, -3), textcoords="offset points", fontsize=9
+            f"{ceiling:,.0f}" if ceiling >= 100 else f"{ceiling:,.1f}",
+            (ceiling, position),
+            xytext=(8, -3),
+            textcoords="offset points",
+            fontsize=_SMALL,
         )
     ax.set_yticks(y, [f"{m} {f}" for m, f in zip(rows["model"], rows["format"], strict=True)])
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.set(xscale="log", xlabel="decode ceiling, one sequence, depth 0 (tok/s)")
     ax.set_xlim(rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"].max() * 3.5)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.12), ncols=3, frameon=False, fontsize=9)
+    legend_below(ax)
     _plain_log_ticks(ax, "x")
     return ax
 
@@ -302,7 +391,7 @@ def budget_bar(frame: pd.DataFrame, available_bytes: int, *, ax: Axes) -> Axes:
         left += row.bytes / 1e9
     ax.axvline(available_bytes / 1e9, color="0.2", linewidth=2, label=f"available: {available_bytes / 1e9:.1f} GB")
     ax.set(xlabel="memory (GB)", yticks=[], xlim=(0, max(left, available_bytes / 1e9) * 1.06))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.45), ncols=2, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -314,7 +403,7 @@ def over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.plot(part["depth"], part["ceiling"], color=colour, linestyle=style, label=part["label"].iloc[0])
         ax.plot(part["depth"].iloc[-1:], part["ceiling"].iloc[-1:], ".", color=colour)
     ax.set(xscale="log", yscale="log", xlabel="depth (tokens of context)", ylabel="decode ceiling (tok/s)")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
+    legend_below(ax)
     _plain_log_ticks(ax, "x")
     _plain_log_ticks(ax, "y")
     return ax
@@ -333,7 +422,7 @@ def over_batch(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.plot([], [], "o", color="0.4", markerfacecolor="white", label="does not fit")
     ax.set(xscale="log", yscale="log", xlabel="batch (sequences)", ylabel="decode ceiling, all sequences (tok/s)")
     _counted_ticks(ax, frame["batch"])
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
+    legend_below(ax)
     _plain_log_ticks(ax, "y")
     return ax
 
@@ -348,7 +437,7 @@ def yardsticks(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.invert_yaxis()
     ax.set(xlabel="bandwidth (GB/s)", xlim=(0, rows["best"].max() / 1e9 * 1.08))
     ax.margins(y=0.2)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.4, -0.25), ncols=2, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -384,12 +473,12 @@ def decode_by_format(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set_yticks(y, [f"{row.format}\n{row.step_bytes / 1e6:.0f} MB per token" for row in decode.itertuples()])
     for position, wall in enumerate(decode["wall"]):
         words = wall.replace(" and ", " and\n")
-        ax.annotate(words, (1.02, position), xycoords=("axes fraction", "data"), va="center", fontsize=9, color="0.25", annotation_clip=False)
-    ax.annotate("what binds", (1.02, 1.02), xycoords="axes fraction", fontsize=9, fontweight="bold", color="0.25", annotation_clip=False)
+        ax.annotate(words, (1.02, position), xycoords=("axes fraction", "data"), va="center", fontsize=_SMALL, color="0.25", annotation_clip=False)
+    ax.annotate("what binds", (1.02, 1.02), xycoords="axes fraction", fontsize=_SMALL, fontweight="bold", color="0.25", annotation_clip=False)
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     ax.set(xlabel="decode (tok/s)", xlim=(0, None))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.42, -0.16), ncols=3, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -406,8 +495,7 @@ def itl_strip(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     if len(cut):
         ax.plot(cut["piece"], shown_ms[cut.index], "x", color="0.4", markersize=5, label="answers cut short")
     ax.set(xlabel="piece of the answer", ylabel="time since the piece before (ms)", yscale="log", xlim=(0, None))
-    if ax.get_legend_handles_labels()[1]:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=9)
+    legend_below(ax)
     _plain_log_ticks(ax, "y")
     return ax
 
@@ -422,7 +510,7 @@ def rate_over_time(blocks: pd.DataFrame, slices: pd.DataFrame, *, ax: Axes) -> A
         span = [(row.start_s - start) / unit, (row.end_s - start) / unit]
         ax.plot(span, [row.tok_per_s] * 2, color="0.15", linewidth=2, label="a slice of the run" if i == 0 else None)
     ax.set(xlabel=f"time ({name})", ylabel="decode (tok/s)", xlim=(0, None), ylim=(0, 1.08 * blocks["tok_per_s"].max()))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -433,7 +521,7 @@ def meters_over_time(moments: pd.DataFrame, *, ax: Axes) -> Axes:
     for (meter, part), (colour, style) in zip(moments.groupby("meter", sort=False), looks, strict=False):
         ax.plot(part["at_s"] / unit, part["value"], color=colour, linestyle=style, marker=".", markersize=3, label=meter)
     ax.set(xlabel=f"time ({name})", ylabel=moments["quantity"].iloc[0], xlim=(0, None))
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=3, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax
 
 
@@ -442,7 +530,7 @@ def _unit_of_time(seconds: float) -> tuple[float, str]:
 
 
 def parity(frame: pd.DataFrame, *, ax: Axes) -> Axes:
-    """Ours over llama-bench's, a row per file and test: the median of rounds as a point, their range as a bar, a band of 1 % around one.
+    """Ours over llama-bench's, a row per file and test: the median of pairs as a point, their quartiles as a bar, a band of 1 % around one.
 
     Ratios are drawn on a logarithmic axis: twice as fast is as far from one as half as fast.
     """
@@ -453,11 +541,11 @@ def parity(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.axvspan(0.99, 1.01, color="0.88", label="within 1 %")
     ax.axvline(1, color="0.35", linewidth=1.5)
     spread = [rows["ratio"] - rows["ratio_low"], rows["ratio_high"] - rows["ratio"]]
-    for mask, colour, mark, label in ((~off, blue, "o", "median of rounds, and their range"), (off, orange, "X", "median off by more")):
+    for mask, colour, mark, label in ((~off, blue, "o", "median of pairs, and quartiles"), (off, orange, "X", "median off by more")):
         if mask.any():
             errors = [part[mask] for part in spread]
             ax.errorbar(rows["ratio"][mask], y[mask], xerr=errors, fmt=mark, color=colour, markersize=7, capsize=3, label=label)
-    ax.set_yticks(y, [f"{row.model.removeprefix('stand-in-')} {row.format}, {row.test}" for row in rows.itertuples()], fontsize=9)
+    ax.set_yticks(y, [f"{row.model.removeprefix('stand-in-')} {row.format}, {row.test}" for row in rows.itertuples()], fontsize=_SMALL)
     ax.invert_yaxis()
     ax.grid(visible=False, axis="y")
     reach = 1.1 * max(0.02, float(np.abs(np.log(rows[["ratio_low", "ratio_high"]].to_numpy())).max()))
@@ -465,5 +553,5 @@ def parity(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.xaxis.set_major_locator(MaxNLocator(5))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.legend(loc="upper center", bbox_to_anchor=(0.35, -0.13), ncols=2, frameon=False, fontsize=9)
+    legend_below(ax)
     return ax

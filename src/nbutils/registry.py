@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,28 +15,56 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from nbutils import paths
+from nbutils import limits, paths
 from nbutils.errors import DataError, UnknownId, did_you_mean
-from nbutils.specs import Block, BufferAnswers, Configuration, Device, Format, Model, NamedRun, Runtimes, Source, Suite
+from nbutils.specs import (
+    Block,
+    BufferAnswers,
+    Configuration,
+    Device,
+    Engines,
+    Format,
+    Market,
+    Model,
+    NamedRun,
+    Pages,
+    PublishedRate,
+    PublishedSource,
+    Runtimes,
+    Source,
+    Suite,
+)
+from nbutils.specs_articles import Article, Claim, Reading
+from nbutils.specs_calibration import Calibration
+from nbutils.tensors import variant
 
 __all__ = [
     "CACHE_TYPES",
+    "article_ids",
     "check_data",
     "device_ids",
     "kept_compute_buffer",
     "kept_compute_buffers",
     "load_answers",
+    "load_article",
     "load_cache_type",
+    "load_calibration",
     "load_configuration",
     "load_device",
+    "load_engines",
     "load_format",
     "load_format_of",
     "load_formats",
+    "load_market",
     "load_model",
+    "load_published",
     "load_run",
     "load_runtimes",
     "load_suite",
     "model_ids",
+    "page_ids",
+    "published_ids",
+    "published_step_bytes",
     "run_ids",
     "suite_ids",
     "write_answers",
@@ -139,6 +168,10 @@ def model_ids() -> list[str]:
     return _ids("models")
 
 
+def article_ids() -> list[str]:
+    return _ids("articles")
+
+
 def suite_ids() -> list[str]:
     return _ids("suites")
 
@@ -211,6 +244,38 @@ def load_cache_type(engine: str, kv_type: str) -> Block:
     return next(iter(load_formats().values())).block(types[kv_type])
 
 
+def load_article(article_id: str) -> Article:
+    """An article with its claims; what they name in the registry is there. ``DataError`` names the claim that is wrong."""
+    article = _load(Article, "articles", article_id, "article")
+    if problems := _unknown_names(article):
+        raise DataError(problems[0])
+    return article
+
+
+def _unknown_names(article: Article) -> list[str]:
+    """Readings that name a device, configuration, model or format which the registry does not have."""
+    problems = []
+    for claim in article.claims:
+        for number, reading in enumerate(claim.readings):
+            place = f"data/articles/{article.id}.yaml: claims.{claim.id}.readings.{number}"
+            problems += [f"{place}: {problem}" for problem in _unknown_in(claim, reading)]
+    return problems
+
+
+def _unknown_in(claim: Claim, reading: Reading) -> list[str]:
+    problems = []
+    for field, known in (("device", device_ids()), ("model", model_ids()), ("format", list(load_formats()))):
+        name = getattr(reading, field)
+        if name and name not in known:
+            problems.append(f"{field}: no {field} {name!r} in the registry{did_you_mean(name, known)}")
+    if reading.configuration and not problems:
+        try:
+            load_configuration(load_device(reading.device), reading.configuration)
+        except UnknownId as error:
+            problems.append(f"configuration: {error}")
+    return problems + (_unknown_in(claim, reading.over) if reading.over else [])
+
+
 def load_suite(suite_id: str) -> Suite:
     return _load(Suite, "suites", suite_id, "suite")
 
@@ -220,18 +285,80 @@ def load_run(run_id: str) -> NamedRun:
     return _load(NamedRun, "runs", run_id, "run")
 
 
+def published_ids() -> list[str]:
+    return _ids("published")
+
+
+def load_published() -> tuple[PublishedSource, ...]:
+    """What others measured and printed, a source each, in the order of their names."""
+    return tuple(_load(PublishedSource, "published", wanted, "source") for wanted in published_ids())
+
+
+#: Whose cache types each engine has.
+_CACHES = {
+    "llama.cpp": "llama.cpp",
+    "ollama": "llama.cpp",
+    "calm": "llama.cpp",
+    "mlx": "mlx",
+    "vllm": "vllm",
+    "sglang": "vllm",
+    "tensorrt-llm": "vllm",
+}
+
+
+def published_step_bytes(rate: PublishedRate) -> float:
+    """Bytes that a decode step of a published rate reads: the weights its sequences need, and K, V and state of each at its depth.
+
+    By the shape and the format of the registry; the weights, or all of it, by what the source prints where the registry has neither.
+    """
+    cache = load_cache_type(_CACHES[rate.engine], rate.kv_type)
+    if rate.model is None:
+        assert rate.weight_gb_read is not None
+        assert rate.kv_bytes_per_token is not None
+        return rate.weight_gb_read * 1e9 + rate.batch_size * rate.depth * rate.kv_bytes_per_token * cache.bytes / cache.elements / 2
+    model = load_model(rate.model)
+    if rate.weight_gb_read is None:
+        return limits.decode_step_bytes(variant(model, load_format(rate.format)), depth=rate.depth, batch_size=rate.batch_size, cache=cache)
+    kept = limits.kv_bytes_read(model.shape, rate.depth, cache) + limits.recurrent_state_bytes(model.shape)
+    return rate.weight_gb_read * 1e9 + rate.batch_size * kept
+
+
 def load_runtimes() -> Runtimes:
     """What backends and systems take for themselves."""
-    path = paths.data_dir() / "runtimes.yaml"
+    return _load_single(Runtimes, "runtimes.yaml")
+
+
+def load_market() -> Market:
+    """Prices after the launch, rents, and what can be had."""
+    return _load_single(Market, "market.yaml")
+
+
+def load_calibration() -> Calibration:
+    """What was fitted to published speeds."""
+    return _load_single(Calibration, "calibration.yaml")
+
+
+def load_engines() -> Engines:
+    """Which engine runs on which kind of machine."""
+    return _load_single(Engines, "engines.yaml")
+
+
+def page_ids() -> tuple[str, ...]:
+    """Devices with a page of their own, in the order of the book."""
+    return _load_single(Pages, "pages.yaml").devices
+
+
+def _load_single(kind: type[_T], name: str) -> _T:
+    path = paths.data_dir() / name
     try:
-        return _load_runtimes(path, path.stat().st_mtime_ns)
+        return _parse_single(kind, path, path.stat().st_mtime_ns)
     except OSError as error:
         raise DataError(f"{_short(path)}: cannot be read: {error.strerror}; restore it") from None
 
 
-@lru_cache(maxsize=8)
-def _load_runtimes(path: Path, _mtime_ns: int) -> Runtimes:
-    return _parse(Runtimes, _read_yaml(path), _short(path))
+@lru_cache(maxsize=16)
+def _parse_single(kind: type[_T], path: Path, _mtime_ns: int) -> _T:
+    return _parse(kind, _read_yaml(path), _short(path))
 
 
 def load_formats() -> dict[str, Format]:
@@ -291,25 +418,125 @@ def check_data() -> list[str]:
         (BufferAnswers, "buffers"),
         (Suite, "suites"),
         (NamedRun, "runs"),
+        (Article, "articles"),
+        (PublishedSource, "published"),
     ]
     for kind, folder in kinds:
         for path in sorted((paths.data_dir() / folder).glob("*")):
             problems += _problems_in(kind, path)
-    try:
-        load_runtimes()
-    except DataError as error:
-        problems.append(str(error))
+    for load in (load_runtimes, load_engines, load_calibration):
+        try:
+            load()
+        except DataError as error:
+            problems += _lines_of(error)
     try:
         formats = load_formats()
     except DataError as error:
         return [*problems, str(error)]
+    for article_id in article_ids():
+        try:
+            problems += _unknown_names(_load(Article, "articles", article_id, "article"))
+        except DataError:
+            continue  # said above
     for model_id in model_ids():
         try:
             named = load_model(model_id).formats
         except DataError:
             continue
         problems += [f"data/models/{model_id}.yaml: formats: no format {f!r} in data/formats.yaml" for f in named if f not in formats]
+    return [*problems, *_page_problems(), *_market_problems(date.today()), *_published_problems(date.today())]
+
+
+def _lines_of(error: DataError) -> list[str]:
+    """All that is wrong with a single file, where its error names the first of it."""
+    place, cause = str(error).partition(":")[0], error.__cause__
+    return [f"{place}: {line}" for line in problems_of(cause)] if isinstance(cause, ValidationError) else [str(error)]
+
+
+def _page_problems() -> list[str]:
+    try:
+        wanted = page_ids()
+    except DataError as error:
+        return [str(error)]
+    known = device_ids()
+    return [f"data/pages.yaml: devices: no device {d!r} in data/devices{did_you_mean(d, known)}" for d in wanted if d not in known]
+
+
+def _market_problems(today: date) -> list[str]:
+    """Devices and configurations that do not exist, and days that have not come, in a market that is whole."""
+    try:
+        market = load_market()
+    except DataError as error:
+        return [str(error)]
+    problems = []
+    entries = [(f"offers.{i}", o.device, o.configuration, o.asked) for i, o in enumerate(market.offers)]
+    entries += [(f"rents.{i}", r.device, "", r.asked) for i, r in enumerate(market.rents)]
+    entries += [(f"supply.{i}", s.device, s.configuration, s.asked) for i, s in enumerate(market.supply)]
+    for part, device_id, configuration_id, asked in [*entries, ("host", "", "", market.host.asked)]:
+        place = f"data/market.yaml: {part}"
+        if asked > today:
+            problems.append(f"{place}.asked: {asked} has not come yet; write the day the source speaks of")
+        try:
+            if device_id:
+                load_configuration(load_device(device_id), configuration_id)
+        except UnknownId as error:
+            problems.append(f"{place}: {error}")
+        except DataError:
+            continue  # the device's file has a line of its own
     return problems
+
+
+def _published_problems(today: date) -> list[str]:
+    """What speaks against published rates in files that are whole: names that do not exist, rates that cannot be, rows that stand twice."""
+    problems: list[str] = []
+    seen: dict[tuple[object, ...], str] = {}
+    for source_id in published_ids():
+        place = f"data/published/{source_id}.yaml"
+        try:
+            source = _load(PublishedSource, "published", source_id, "source")
+        except DataError:
+            continue  # has a line of its own
+        if source.seen > today:
+            problems.append(f"{place}: seen: {source.seen} has not come yet; write the day the page was read")
+        for i, rate in enumerate(source.rows):
+            where = f"{place}: rows.{i}"
+            if rate.date > today.isoformat():
+                problems.append(f"{where}.date: {rate.date} has not come yet; write when it was measured or printed")
+            # The same speed twice is no second measurement, whichever page repeats it.
+            key = tuple(getattr(rate, name) for name in _SAME_RATE)
+            if key in seen:
+                problems.append(f"{where}: repeats {seen[key]}; keep the one nearer to who measured")
+            seen.setdefault(key, f"{source_id} rows.{i}")
+            try:
+                problems += [f"{where}{problem}" for problem in _rate_problems(rate)]
+            except DataError:
+                continue  # a device, model or format that does not load has a line of its own
+            except UnknownId as error:
+                problems.append(f"{where}: {error}")
+    return problems
+
+
+_SAME_RATE = ("device", "backend", "engine", "model", "model_name", "format", "phase", "n_prompt", "depth", "batch_size", "tok_per_s")
+
+
+def _rate_problems(rate: PublishedRate) -> list[str]:
+    """Whether what a rate names exists, and whether it is above its ceiling without a word of why, or has the word and is not."""
+    device = load_device(rate.device)
+    configuration = load_configuration(device, rate.configuration)
+    if rate.model is not None:
+        load_model(rate.model)
+    if rate.weight_gb_read is None:
+        load_format(rate.format)
+    step_bytes = published_step_bytes(rate)
+    if rate.phase != "decode":
+        return [".above_because: only decode has a ceiling here; leave it out"] if rate.above_because else []
+    ceiling = limits.decode_ceiling_tok_per_s(configuration.bandwidth_bytes_per_s, step_bytes, batch_size=rate.batch_size)
+    if rate.tok_per_s > ceiling and not rate.above_because:
+        because = "mend what is wrong, leave the row out, or say why in 'above_because'"
+        return [f".tok_per_s: {rate.tok_per_s:g} is above the ceiling of {ceiling:.4g}; {because}"]
+    if rate.tok_per_s <= ceiling and rate.above_because:
+        return [f".above_because: {rate.tok_per_s:g} is not above the ceiling of {ceiling:.4g}; use 'note'"]
+    return []
 
 
 def _problems_in(kind: type[Any], path: Path) -> list[str]:

@@ -28,7 +28,10 @@ __all__ = [
     "BufferAnswers",
     "Configuration",
     "Device",
+    "Engine",
+    "Engines",
     "Experts",
+    "Family",
     "Figure",
     "FileFacts",
     "Format",
@@ -38,18 +41,26 @@ __all__ = [
     "Latent",
     "LayerKind",
     "Machine",
+    "Market",
     "MemoryStage",
     "MemoryUse",
     "Model",
     "NamedRun",
     "Neighbours",
+    "Offer",
     "OwnBuffer",
+    "Pages",
     "Peak",
+    "Platform",
     "Point",
     "Price",
     "Published",
+    "PublishedRate",
+    "PublishedSource",
     "Record",
     "Recurrent",
+    "Rent",
+    "Runs",
     "Runtimes",
     "ServedRecord",
     "ServedRequest",
@@ -59,6 +70,7 @@ __all__ = [
     "Standing",
     "Suite",
     "SuitePoint",
+    "Supply",
     "SustainRecord",
     "SystemCost",
     "SystemName",
@@ -101,6 +113,7 @@ class Frozen(BaseModel):
 
 BackendName = Literal["cpu", "cuda", "metal", "rocm", "sycl", "vulkan"]
 SystemName = Literal["linux", "macos", "windows"]
+Family = Literal["nvidia-unified", "nvidia-discrete", "apple", "amd-unified", "amd-discrete", "intel", "qualcomm"]
 
 
 class Source(Frozen):
@@ -203,7 +216,7 @@ class Device(Frozen):
 
     id: Id
     name: Name
-    family: Literal["nvidia-unified", "nvidia-discrete", "apple", "amd-unified", "amd-discrete", "intel", "qualcomm"]
+    family: Family
     memory_kind: Literal["unified", "discrete"]
     #: Whole strings, compared exactly: a 16 GB card is not found by the name of an 8 GB one.
     nvml_names: tuple[Line, ...] = ()
@@ -465,6 +478,60 @@ class Runtimes(Frozen):
         return self
 
 
+class Platform(Frozen):
+    """A kind of machine: whose processor or card does the arithmetic, under which system."""
+
+    name: Name
+    system: SystemName
+    #: Families of devices that are of this kind under this system; empty where the card does not matter.
+    families: tuple[Family, ...] = ()
+
+
+class Runs(Frozen):
+    """Whether an engine runs on a platform, as a source said on the day it was read."""
+
+    #: ``partly``: on some chips only, on the processor only, or by way of a plugin, a fork or WSL.
+    runs: Literal["fully", "partly", "not"]
+    how: Line
+    #: The version or the day it began, where a source says.
+    since: Line = ""
+    source: str
+    standing: Standing
+
+
+class Engine(Frozen):
+    """A program that runs models: what it opens, and where it runs. A platform that is left out is not known."""
+
+    name: Name
+    what: Line
+    files: Line
+    source: str
+    standing: Standing
+    platforms: Annotated[dict[Id, Runs], Field(min_length=1)]
+
+
+class Engines(Frozen):
+    """Which engine runs where."""
+
+    platforms: Annotated[dict[Id, Platform], Field(min_length=1)]
+    engines: Annotated[dict[Id, Engine], Field(min_length=1)]
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _platforms_and_sources(self) -> Self:
+        for engine_id, engine in self.engines.items():
+            if unknown := engine.platforms.keys() - self.platforms.keys():
+                raise ValueError(f"engines.{engine_id}.platforms: {sorted(unknown)[0]!r} is not under 'platforms'")
+        seen: dict[tuple[str, str], str] = {}
+        for platform_id, platform in self.platforms.items():
+            for family in platform.families:
+                other = seen.setdefault((family, platform.system), platform_id)
+                if other != platform_id:
+                    raise ValueError(f"platforms.{platform_id}.families: {family} under {platform.system} is {other!r} already")
+        _check_sources(self, self.sources)
+        return self
+
+
 class BufferAnswers(Frozen):
     """Compute buffers that llama.cpp named for one model, kept so that no page has to ask again."""
 
@@ -508,6 +575,153 @@ class NamedRun(Frozen):
     description: Line
     #: Files under ``data/records``.
     records: Annotated[tuple[Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.\-]*/[A-Za-z0-9._\-]+\.json$")], ...], Field(min_length=1)]
+
+
+# ── what others measured ──────────────────────────────────────────────────────────────────────────
+
+
+class PublishedRate(Frozen):
+    """One speed that somebody else measured and printed: on what, of what, how, and when.
+
+    What a token reads follows from ``model`` and ``format``. Where either is none of the registry, ``weight_gb_read`` says it instead.
+    """
+
+    device: Id
+    #: Empty where the source does not say, or says one that no registry file has.
+    configuration: str = ""
+    backend: BackendName
+    engine: Literal["llama.cpp", "ollama", "mlx", "vllm", "sglang", "tensorrt-llm", "calm"]
+    version: Line = ""
+    #: A model of the registry; of a fine-tune, the one whose shape it has. Otherwise ``model_name`` and what follows it.
+    model: Id | None = None
+    #: As the source calls it, where that is another name than the registry's.
+    model_name: Line = ""
+    #: A format of the registry, or any name where ``weight_gb_read`` says what a token reads.
+    format: Annotated[str, StringConstraints(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9_ \-]+$")]
+    phase: Literal["decode", "prefill"]
+    #: Tokens read and tokens decoded; 0 where the source does not say.
+    n_prompt: int = Field(default=0, ge=0)
+    n_gen: int = Field(default=0, ge=0)
+    #: Tokens in the cache: before a prompt, and on average over what is decoded.
+    depth: int = Field(ge=0)
+    batch_size: Count = 1
+    tok_per_s: Number
+    stddev: float | None = Field(default=None, ge=0)
+    #: As exact as the source is: a year, a month or a day.
+    date: Annotated[str, StringConstraints(pattern=r"^20[0-9]{2}(-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?)?$")]
+    #: Type of the KV cache, in the words of the engine.
+    kv_type: Line = "f16"
+    #: GB (decimal) of weights that one token reads, and where that is known from.
+    weight_gb_read: Number | None = None
+    basis: Line = ""
+    kind: Literal["dense", "MoE"] | None = None
+    n_layer: Count | None = None
+    kv_bytes_per_token: Count | None = None
+    #: Why it is above its ceiling, which nothing lawful is; only for rates that are.
+    above_because: Line = ""
+    note: Line = ""
+
+    @model_validator(mode="after")
+    def _what_a_token_reads(self) -> Self:
+        alone = {"kind": self.kind, "n_layer": self.n_layer, "kv_bytes_per_token": self.kv_bytes_per_token}
+        if (self.weight_gb_read is None) != (not self.basis):
+            raise ValueError("weight_gb_read and basis go together: how many GB a token reads, and where that is known from")
+        if self.model is None:
+            if not self.model_name or self.weight_gb_read is None or None in alone.values():
+                raise ValueError(
+                    "no model of the registry: model_name, weight_gb_read, basis, kind, n_layer and kv_bytes_per_token are needed instead"
+                )
+        elif given := [name for name, value in alone.items() if value is not None]:
+            raise ValueError(f"{given[0]}: the model of the registry says it; leave it out")
+        if self.phase == "prefill" and not self.n_prompt:
+            raise ValueError("n_prompt is 0: how long was the prompt that was read?")
+        return self
+
+
+class PublishedSource(Frozen):
+    """A page on which somebody printed speeds they measured, with what they ran and what to beware of."""
+
+    id: Id
+    title: Name
+    url: Annotated[str, StringConstraints(pattern=r"^https://[^\s<>\"]+$", max_length=400)]
+    seen: date
+    #: In our words.
+    what: Line
+    cautions: tuple[Line, ...] = ()
+    rows: Annotated[tuple[PublishedRate, ...], Field(min_length=1)]
+
+
+class Pages(Frozen):
+    """Which devices have a page of their own; the others are rows of the comparison."""
+
+    devices: Annotated[tuple[Id, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if repeated := sorted({d for d in self.devices if self.devices.count(d) > 1}):
+            raise ValueError(f"devices: {repeated[0]!r} stands twice")
+        return self
+
+
+class Offer(Price):
+    """What a configuration was sold for on a day after its launch. The launch price stands with the device."""
+
+    device: Id
+    configuration: Id
+
+
+class Rent(Price):
+    """USD for an hour of one card in somebody else's computer, paid while it is held."""
+
+    device: Id
+
+
+class Supply(Frozen):
+    """Whether a device can be had, as a source said on a day. Empty ``configuration`` means the whole device."""
+
+    device: Id
+    configuration: Id | Literal[""] = ""
+    state: Literal["announced", "sold", "second-hand", "withdrawn", "rented"]
+    #: The day the state began, where a source says.
+    since: date | None = None
+    #: Of something announced: when it is to be sold, in the source's terms.
+    due: Line = ""
+    source: str
+    standing: Standing
+    asked: date
+    note: Line = ""
+
+    @model_validator(mode="after")
+    def _due(self) -> Self:
+        if bool(self.due) != (self.state == "announced"):
+            raise ValueError("due: goes with state 'announced', and that with it")
+        return self
+
+
+class Market(Frozen):
+    """Prices after the launch, rents, and what can be had: figures that age, each with the day it was asked."""
+
+    offers: tuple[Offer, ...]
+    rents: tuple[Rent, ...]
+    supply: tuple[Supply, ...]
+    #: The rest of a computer around a graphics card.
+    host: Price
+    sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _units_and_sources(self) -> Self:
+        for name, figures in (("offers", self.offers), ("rents", self.rents), ("host", (self.host,))):
+            for figure in figures:
+                if figure.unit != "USD" or any(other.unit != "USD" for other in figure.also):
+                    raise ValueError(f"{name}: a price is in USD")
+        for entries in (self.offers, self.supply):
+            keys = [(e.device, e.configuration) for e in entries]
+            if repeated := sorted({k for k in keys if keys.count(k) > 1}):
+                raise ValueError(f"{' '.join(repeated[0]).strip()} stands twice; keep the latest and put the other under 'also'")
+        if repeated_rents := sorted({r.device for r in self.rents if [x.device for x in self.rents].count(r.device) > 1}):
+            raise ValueError(f"rents: {repeated_rents[0]} stands twice; put the other under 'also'")
+        _check_sources(self, self.sources)
+        return self
 
 
 # ── records ───────────────────────────────────────────────────────────────────────────────────────

@@ -32,6 +32,7 @@ def test_a_clone_becomes_a_book_with_the_pages_of_devices_and_of_this_machine(bu
     assert (built.checkout.html / "index.html").is_file()
     wanted = yaml.safe_load((built.checkout.root / "data" / "pages.yaml").read_text(encoding="utf-8"))["devices"]
     devices = {f"devices/{device_id}" for device_id in wanted}
+    articles = {f"articles/{p.stem}" for p in (built.checkout.root / "data" / "articles").glob("*.yaml")}
     chapters = {p.stem for p in (built.checkout.root / "book").glob("*.md")}
     assert pages(built.checkout) == devices | chapters | {"here/this-machine", "here/probe", "here/fit", "proof/proof"}
 
@@ -125,7 +126,7 @@ def test_a_chapter_that_fails_fails_the_build_with_one_line(built: Any, tmp_path
 def test_clean_removes_what_was_built_and_keeps_what_was_measured(built: Any, tmp_path: Path) -> None:
     checkout = built.checkout.copy(tmp_path / "cleaned")
     gone = build.clean(checkout.root)
-    assert {p.name for p in gone} == {"_build", "devices", "here", "proof"}
+    assert {p.name for p in gone} == {"_build", "articles", "devices", "here", "proof"}
     assert len(records.list_records(checkout.home / "records")) == 6
     assert checkout.git("status", "--porcelain") == ""
     assert build.clean(checkout.root) == []

@@ -34,7 +34,7 @@ def test_a_clone_becomes_a_book_with_the_pages_of_devices_and_of_this_machine(bu
     devices = {f"devices/{device_id}" for device_id in wanted}
     articles = {f"articles/{p.stem}" for p in (built.checkout.root / "data" / "articles").glob("*.yaml")}
     chapters = {p.stem for p in (built.checkout.root / "book").glob("*.md")}
-    assert pages(built.checkout) == devices | chapters | {"here/this-machine", "here/probe", "here/fit", "proof/proof"}
+    assert pages(built.checkout) == articles | devices | chapters | {"here/this-machine", "here/probe", "here/fit", "proof/proof"}
 
 
 def test_the_build_ends_with_the_measurements_and_the_page_to_open(built: Any) -> None:

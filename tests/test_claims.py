@@ -190,6 +190,14 @@ def test_a_figure_is_held_against_what_is_counted_or_listed(fields: dict[str, An
     assert judged(claim(**fields)).verdict == verdict
 
 
+def test_two_ceilings_do_not_bound_a_ratio_of_rates() -> None:
+    """Programs reach different shares; what is exact on both sides has a ratio that decides."""
+    sides = {"device": "mac-studio-m4-max", **LLAMA, "over": {"device": "rtx-spark-n1x", **LLAMA}}
+    assert judged(claim(quantity="ratio", value=1, unit="times", readings=[{"of": "decode_rate", **sides}])).verdict == "cannot_check"
+    assert judged(claim(quantity="ratio", value=1, unit="times", readings=[{"of": "decode_ceiling", **sides}])).verdict == "contradicts_source"
+    assert judged(claim(quantity="ratio", value=1.82, unit="times", readings=[{"of": "bandwidth", **sides}])).verdict == "consistent"
+
+
 def test_a_measured_figure_that_speaks_against_a_claim_is_named_too() -> None:
     assert judged(claim(quantity="power", value=300, unit="W", readings=[{"device": "dgx-spark"}])).also == ("contradicts_measurement",)
 
@@ -284,6 +292,8 @@ def test_an_article_lists_its_sources_and_each_claim_once() -> None:
     for broken, complaint in (({"claims": [one]}, "not listed"), ({"claims": [one, one], "sources": sources}, "repeat")):
         with pytest.raises(ValidationError, match=complaint):
             Article.model_validate({**fields, **broken})
+    with pytest.raises(ValidationError, match="say in 'dated'"):
+        Article.model_validate({**fields, "published": None, "claims": [one], "sources": sources})
     with pytest.raises(ValidationError, match="no claim uses it"):
         Article.model_validate({**fields, "claims": [one], "sources": sources | {"b": sources["press"]}})
 

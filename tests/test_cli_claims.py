@@ -131,7 +131,9 @@ def test_one_claim_is_told_with_its_arithmetic(run: Run, every: dict[str, dict[s
         (["--article", "byteota-rtx-spark"], "no article 'byteota-rtx-spark'; did you mean 'byteiota-rtx-spark'?"),
         (["--verdict", "wrong"], "no verdict 'wrong'"),
         (["--device", "dgx-sparc"], "did you mean 'dgx-spark'?"),
-        (["nothing/here"], "no claim 'nothing/here'"),
+        (["nothing/here"], "no article 'nothing'"),
+        (["byteiota-rtx-spark/nothing"], "no claim 'byteiota-rtx-spark/nothing'"),
+        (["byteiota-rtx-spark"], "is an article"),
         (["a/b", "--article", "byteiota-rtx-spark"], "leave one of the two out"),
     ],
 )
@@ -143,6 +145,14 @@ def test_a_wrong_call_is_one_line(run: Run, arguments: list[str], said: str) -> 
 
 
 # ── the pages ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_device_finds_the_claims_that_speak_of_it() -> None:
+    """Those whose readings name it, and those that list it."""
+    assert len(frames_claims.claims_frame(device="dgx-spark")) > 10
+    for device in ("surface-laptop-ultra", "strix-halo", "h100-sxm", "rtx-spark-n1"):
+        assert len(frames_claims.claims_frame(device=device)), device
+    assert frames_claims.claims_frame(device="gtx-1050-ti").empty
 
 
 def test_counts_add_up_to_the_judged_claims() -> None:

@@ -274,9 +274,12 @@ def test_a_cell_has_the_ceiling_what_was_measured_or_why_there_is_none(compared:
 
 
 def test_the_best_that_was_measured_is_of_a_model_of_the_registry() -> None:
-    columns = ["device", "model", "format", "tok_per_s"]
-    rates = pd.DataFrame([("a", "m", "Q8_0", 3.0), ("a", "m", "Q8_0", 4.0), ("a", "", "Q8_0", 9.0)], columns=columns)
-    assert frames_market.best_measured(rates) == {("a", "m", "Q8_0"): 4.0}
+    """A rate of a slower bin has no place beside the ceiling of the fastest."""
+    columns = ["device", "configuration", "model", "format", "tok_per_s"]
+    m4 = ("mac-studio-m4-max", "128gb", "m", "Q8_0")
+    slower = ("mac-studio-m4-max", "36gb-32c", "m", "Q8_0")
+    rows = [(*m4, 3.0), (*m4, 4.0), (m4[0], "", "m", "Q8_0", 3.5), (*m4[:2], "", "Q8_0", 9.0), (*slower, 5.0)]
+    assert frames_market.best_measured(pd.DataFrame(rows, columns=columns)) == {("mac-studio-m4-max", "m", "Q8_0"): 4.0}
 
 
 def test_the_figure_draws_what_fits_and_says_what_does_not(compared: pd.DataFrame) -> None:

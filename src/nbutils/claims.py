@@ -429,7 +429,8 @@ def _ratio(case: Case, own_url: str) -> Bound:
     sides = ((case.name, one), (case.over.name, other))
     lines = [Line(name, None if b.value is None else _plain(b.value), b.unit, b.how) for name, b in sides]
     how = " over ".join(f"{say_value(b.value, b.unit)} ({name})" for name, b in sides)
-    decides = one.decides and other.decides
+    # Two upper bounds have no ratio that bounds anything; two exact figures have.
+    decides = one.decides and other.decides and one.relation == other.relation == "equals"
     return Bound(kind="ratio", value=value, unit="times", relation="equals", how=how, lines=(*lines, Line("ratio", value, "times")), decides=decides)
 
 
@@ -505,7 +506,12 @@ def _bound_words(claim: Claim, case: Case, bound: Bound, against: tuple[Verdict,
     if bound.value is None or (bound.kind == "largest_context" and not bound.value):
         return f"{case.name}: {bound.how}."
     if against is None:
-        return f"{case.name}: {value} ({bound.how}), which is too weak a source to decide."
+        reason = (
+            "two ceilings have a ratio that bounds no ratio of rates"
+            if bound.kind == "ratio" and bound.decides is False
+            else "which is too weak a source to decide"
+        )
+        return f"{case.name}: {value} ({bound.how}), {reason}."
     if bound.relation == "at_most":
         return f"{case.name}: at most {value} ({bound.how}); {_shares(claim, _plain(bound.value))}."
     if bound.relation == "at_least":
@@ -542,7 +548,7 @@ def _implausible(claim: Claim, case: Case | None) -> str:
         return ""
     times = f"one in {round(1 / odds, -len(str(round(1 / odds))) + 1):,.0f}" if odds > 1e-6 else "less than one in a million"
     return (
-        f"{case.name}: {say_value(e.tok_per_s, 'tok/s')} are to be expected, nine times in ten between"
+        f"{case.name}: {say_value(e.tok_per_s, 'tok/s')} are to be expected, nine times in ten from"
         f" {say_value(e.low_tok_per_s, 'tok/s', e.high_tok_per_s)}; a rate as far off as the claim has odds of {times}."
     )
 

@@ -65,7 +65,11 @@ def claims_command(
 
 
 def _one(claim: str, as_json: bool) -> None:
-    article, _, _ = claim.partition("/")
+    article, slash, _ = claim.partition("/")
+    if not slash and article in registry.article_ids():
+        raise UsageError(f"{article!r} is an article; its claims: nbutils claims --article {article}")
+    if article not in registry.article_ids():
+        raise UnknownId(f"no article {article!r}{did_you_mean(article, registry.article_ids())}; a claim is named 'article/claim'")
     known = {f"{a.article.id}/{a.claim.id}": a for a in frames_claims.audit([article] if article in registry.article_ids() else [])}
     if claim not in known:
         raise UnknownId(f"no claim {claim!r}{did_you_mean(claim, list(known))}; 'nbutils claims' lists them")

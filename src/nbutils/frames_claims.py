@@ -133,8 +133,8 @@ def _name(reading: Reading, place: Place | None, model: str) -> str:
 
 
 def devices_of(claim: Claim) -> tuple[str, ...]:
-    """The registry's ids of the devices that a claim's readings name, each once."""
-    found = [r.device for reading in claim.readings for r in (reading, reading.over) if r is not None and r.device]
+    """The registry's ids of the devices that a claim speaks of, each once: those that its readings name, and those it lists."""
+    found = [*(r.device for reading in claim.readings for r in (reading, reading.over) if r is not None and r.device), *claim.devices]
     return tuple(dict.fromkeys(found))
 
 
@@ -263,12 +263,17 @@ def _said(low: Any, high: Any, unit: str) -> str:
     return say_value(low, unit, high)
 
 
+def article_day(article: Article) -> str:
+    """When it was published, as far as it says."""
+    return article.dated or (article.published.isoformat() if article.published else "")
+
+
 def article_table(article: Article) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
     """Who published the article, when, and where it was read; for ``plots.table``."""
     rows = [
         ("title", article.title),
         ("published by", article.publisher),
-        ("published", article.published.isoformat()),
+        ("published", article_day(article)),
         ("read", article.seen.isoformat()),
     ]
     rows += [("page", article.url)] if article.url else []
@@ -342,7 +347,7 @@ def articles_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], d
             {
                 "title": article.title,
                 "publisher": article.publisher,
-                "published": article.published.isoformat(),
+                "published": article_day(article),
                 "claims": len(mine),
                 "wrong": int(wrong),
                 "consistent": int((mine == "consistent").sum()),

@@ -506,9 +506,20 @@ def expectations(here: Place, rows: pd.DataFrame, models: Sequence[Model]) -> tu
 
 
 def best_measured(lawful: pd.DataFrame) -> dict[tuple[str, str, str], float]:
-    """The best rate in tok/s by device, model and format, of the models of the registry. Give it what ``frames_published.lawful`` gives."""
+    """The best rate in tok/s by device, model and format, of the models of the registry. Give it what ``frames_published.lawful`` gives.
+
+    A rate of a slower configuration than the largest is left out: it would stand beside a ceiling that is not its own.
+    """
+    fits = [_is_as_fast(r.device, r.configuration) for r in lawful.itertuples()]
+    lawful = lawful[fits]
     best: dict[tuple[str, str, str], float] = lawful[lawful["model"] != ""].groupby(["device", "model", "format"])["tok_per_s"].max().to_dict()
     return best
+
+
+def _is_as_fast(device_id: str, configuration_id: str) -> bool:
+    device = registry.load_device(device_id)
+    largest = device.configuration()
+    return not configuration_id or registry.load_configuration(device, configuration_id).bandwidth_bytes_per_s == largest.bandwidth_bytes_per_s
 
 
 def compare_table(

@@ -262,7 +262,7 @@ def family_table(frame: pd.DataFrame) -> _Table:
         "best": "best of all",
     }
     return (
-        pd.DataFrame(found).sort_values("large", ascending=False).reset_index(drop=True),
+        pd.DataFrame(found, columns=list(headings)).sort_values("large", ascending=False).reset_index(drop=True),
         headings,
         dict.fromkeys(("large", "small", "moe", "best"), "{:.0%}"),
     )

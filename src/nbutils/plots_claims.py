@@ -43,6 +43,8 @@ _GROUPS = (
 def against_walls(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Claimed rate over ceiling, of ``frames_claims.wall_frame``, both in tok/s on logarithmic axes. What lies above the line cannot be."""
     shown = frame[frame["ceiling"] > 0]
+    if shown.empty:
+        return ax
     # Left of the marks there is room for their names.
     low, left = 0.6 * shown["low"].min(), 0.1 * shown["ceiling"].min()
     high = 2.2 * max(shown["high"].max(), shown["ceiling"].max())

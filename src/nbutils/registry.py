@@ -256,6 +256,10 @@ def _unknown_names(article: Article) -> list[str]:
     """Readings that name a device, configuration, model or format which the registry does not have."""
     problems = []
     for claim in article.claims:
+        for name in claim.devices:
+            if name not in device_ids():
+                hint = did_you_mean(name, device_ids())
+                problems.append(f"data/articles/{article.id}.yaml: claims.{claim.id}.devices: no device {name!r} in the registry{hint}")
         for number, reading in enumerate(claim.readings):
             place = f"data/articles/{article.id}.yaml: claims.{claim.id}.readings.{number}"
             problems += [f"{place}: {problem}" for problem in _unknown_in(claim, reading)]

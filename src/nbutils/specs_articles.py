@@ -150,6 +150,8 @@ class Claim(Frozen):
     missing: tuple[Line, ...] = ()
     #: Claims of one topic speak of the same thing; those of different articles are held against each other.
     topic: str = ""
+    #: Devices of the registry that it speaks of, beside those that readings name.
+    devices: tuple[Id, ...] = ()
     readings: tuple[Reading, ...] = ()
     evidence: tuple[Evidence, ...] = ()
     #: Why nothing here decides it; only without readings and evidence.
@@ -213,9 +215,10 @@ class Article(Frozen):
     id: Id
     title: Name
     publisher: Name
-    #: Where it was read, empty where the page is not known; the day it carries, and the day it was read.
+    #: Where it was read, empty where the page is not known; the day it carries, what it says of its day, and the day it was read.
     url: Line = ""
-    published: date
+    published: date | None = None
+    dated: Line = ""
     seen: date
     #: In a sentence, what it argues.
     about: Line
@@ -227,6 +230,8 @@ class Article(Frozen):
         ids = [c.id for c in self.claims]
         if repeated := sorted({i for i in ids if ids.count(i) > 1}):
             raise ValueError(f"claims: ids repeat: {', '.join(repeated)}")
+        if self.published is None and not self.dated:
+            raise ValueError("give 'published', the day it carries, or say in 'dated' what is known of it")
         named = {e.source for c in self.claims for e in c.every_evidence()} | {c.known.source for c in self.claims if c.known and c.known.source}
         if missing := sorted(named - self.sources.keys()):
             raise ValueError(f"source {missing[0]!r} is not listed under 'sources'")

@@ -94,7 +94,7 @@ def test_odds_fall_with_distance_and_are_a_tenth_at_the_ends_of_the_range(middle
     assert expected.odds(middle, middle) == 1
     assert expected.odds(middle * up, middle * up) == pytest.approx(0.1)
     assert expected.odds(middle / down, middle / down) == pytest.approx(0.1)
-    assert expected.odds(middle * up**2, middle * up**3) < 0.002
+    assert expected.odds(middle * up**2, middle * up**3) == pytest.approx(0.01)
     assert expected.odds(middle / 10, middle * 10) == 1, "a range that holds what is expected"
 
 

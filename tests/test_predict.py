@@ -411,6 +411,36 @@ def test_check_data_names_what_a_calibration_lacks(tmp_path: Path, monkeypatch: 
     assert any("data/calibration.yaml: decode" in problem for problem in registry.check_data())
 
 
+HARD = """device,backend,engine,phase,model,format,depth,bandwidth_gb_per_s,family,weight_gb_read,n_layers,kv_bytes_per_token,moe
+RTX-4090,cuda,LLAMA.CPP,Decode,Llama-3.1-8B,Q4_K_M,0,,,,,,,one cell too many
+rtx-4090,CPU,llama.cpp,decode,llama-3.1-8b,Q4_K_M,0,,,,,,
+,HIP,llama.cpp,decode,,,0,960,Radeon,4.6,32,131072,0
+,cuda,llama.cpp,decode,,,1e308,960,nvidia-gpu,4.6,32,131072,0
+,Metal,mlx,decode,,,0,400,Apple Silicon,4.6,32,131072,0
+"""
+
+
+def test_rows_as_strangers_write_them(run: Run, tmp_path: Path) -> None:
+    """Casing and other names are understood, a cell too many moves no other, and what has no answer says why."""
+    (tmp_path / "in.csv").write_text(HARD, encoding="utf-8")
+    code, _, _ = run("predict", "--cases", tmp_path / "in.csv", "--out", tmp_path / "out.csv")
+    assert code == 1
+    found = pd.read_csv(tmp_path / "out.csv", dtype=str, keep_default_na=False)
+    assert list(found["device"]) == ["RTX-4090", "rtx-4090", "", "", ""]
+    assert [bool(rate) for rate in found["expected_tok_per_s"]] == [True, False, True, False, True]
+    assert "does not read the card's memory" in found["basis"][1]
+    assert "too large or too small" in found["basis"][3]
+
+
+def test_a_machine_measured_under_another_program_is_not_called_measured() -> None:
+    """Its range is that of a stranger."""
+    calibration = registry.load_calibration()
+    other = next(d for d in calibration.devices if d.device and d.groups == ("apple-mlx",))
+    here, there = (frames_predict.expected(other.device, "llama-3.1-8b", fmt, engine=e) for e, fmt in (("mlx", "MLX_4BIT"), ("llama.cpp", "Q4_K_M")))
+    assert "this one among them" in here.basis
+    assert "this one under another program" in there.basis
+
+
 def test_tables_of_the_chapter_have_their_columns() -> None:
     for table in (
         frames_predict.errors_table(),

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from statistics import NormalDist
 from typing import Literal, get_args
 
 from nbutils import fit, limits
@@ -65,16 +64,16 @@ class Expectation:
     high_tok_per_s: float
 
     def odds(self, low: float, high: float) -> float:
-        """How likely a rate as far off as this range is: both tails of a log-normal whose middle nine tenths are the 90 % range.
+        """How likely a rate as far off as this range is: both tails of a Laplace distribution of its logarithm, as the range was fitted.
 
         Each half of the range has its own width, because the upper one may be cut by a ceiling.
         """
         if low <= self.tok_per_s <= high:
             return 1.0
         nearest, edge = (low, self.high_tok_per_s) if low > self.tok_per_s else (high, self.low_tok_per_s)
-        width = abs(math.log(edge / self.tok_per_s)) / NormalDist().inv_cdf(0.95)
+        width = abs(math.log(edge / self.tok_per_s))
         # A range of no width says nothing about what lies outside it.
-        return 1.0 if width == 0 else 2 * NormalDist().cdf(-abs(math.log(nearest / self.tok_per_s)) / width)
+        return 1.0 if width == 0 else float(0.1 ** (abs(math.log(nearest / self.tok_per_s)) / width))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

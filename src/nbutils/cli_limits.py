@@ -153,7 +153,7 @@ def fit_command(
             row = _fit_row(subject, place, n_ctx=n_ctx, kv_type=kv_type, batch=batch, backend=asked, may_solve=may_solve, say=status.update)
             ways = _ways_out(subject, place, row, machines=machines, link_bytes_per_s=link_gb_s * 1e9, host_bytes_per_s=host_gb_s * 1e9)
             rows.append(row | ways)
-        expected = frames_predict.expected_of([(row["model"], row["format"], place, n_ctx // 2) for row, (_, place) in zip(rows, cells, strict=True)])
+        expected = frames_predict.expected_of([(subject.variant, place, n_ctx // 2) for subject, place in cells])
         rows = [row | said for row, said in zip(rows, expected, strict=True)]
     if as_json:
         print_json(rows)
@@ -313,7 +313,7 @@ def _print_fits(model: str, rows: list[dict[str, Any]], n_ctx: int, kv_type: str
         rate = None if row["verdict"] == "does_not_fit" else row["expected_tok_per_s"]
         words = {"verdict": row["verdict"].replace("_", " "), "expected_tok_per_s": rate}
         shown.append({**row, **{k: v / 1e9 for k, v in sizes.items()}, **words})
-    caption = "Sizes in GB (10⁹ bytes); tok/s is what to expect of decode with the context half full. "
+    caption = "Sizes in GB (10⁹ bytes); tok/s is what to expect of decode of one sequence, a 16-bit cache half full. "
     caption += "" if may_solve else "The largest context is a safe one; name a device and a format for the exact one."
     title = f"{model}, {n_ctx:,} tokens, {kv_type} cache" + (f", {batch} sequences" if batch > 1 else "")
     out.print(rows_table(title, shown, _FIT_COLUMNS, caption=caption))

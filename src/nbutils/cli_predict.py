@@ -50,6 +50,7 @@ def predict_command(
         return
     if not device or not model:
         raise UsageError("--device and --model are needed, or --cases and --out")
+    phase = phase.lower()
     if phase not in ("decode", "prefill"):
         raise UsageError(f"--phase is {phase!r}{did_you_mean(phase, ('decode', 'prefill'))}")
     if depth < 0:

@@ -205,9 +205,9 @@ def budget_frame(models: Sequence[Model], budgets_usd: Sequence[float], today: d
             within = options[(options["model_id"] == model.id) & (options["usd"] <= budget)]
             sold, announced = within[within["state"].isin(_TO_BE_HAD)], within[within["state"] == "announced"]
             for role, part, order, ascending in (
-                ("fastest", sold, ["ceiling_tok_per_s", "usd"], [False, True]),
-                ("cheapest", sold, ["usd", "ceiling_tok_per_s"], [True, False]),
-                ("announced", announced, ["ceiling_tok_per_s", "usd"], [False, True]),
+                ("fastest", sold, ["expected_tok_per_s", "usd"], [False, True]),
+                ("cheapest", sold, ["usd", "expected_tok_per_s"], [True, False]),
+                ("announced", announced, ["expected_tok_per_s", "usd"], [False, True]),
             ):
                 best = part.sort_values(order, ascending=ascending).head(1).to_dict("records")
                 named = {"budget_usd": budget, "model": model.name, "kind": "MoE" if model.shape.experts else "dense"}

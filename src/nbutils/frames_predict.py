@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,7 +81,17 @@ _USUAL_BACKEND = {
 }
 _RUNS_ON = {"cuda": "nvidia", "metal": "apple", "rocm": "amd", "sycl": "intel"}
 _SAID = {"cuda": "CUDA", "metal": "Metal", "rocm": "ROCm", "vulkan": "Vulkan", "sycl": "SYCL", "cpu": "CPU"}
-_FAMILY_ALIASES = {"nvidia": "nvidia-discrete", "nvidia-dgpu": "nvidia-discrete", "amd": "amd-discrete", "amd-dgpu": "amd-discrete"}
+_FAMILY_ALIASES = {
+    **dict.fromkeys(("nvidia", "nvidia-dgpu", "nvidia-gpu", "geforce"), "nvidia-discrete"),
+    **dict.fromkeys(("nvidia-datacenter", "nvidia-data-centre"), "nvidia-hbm"),
+    **dict.fromkeys(("apple-silicon", "apple-unified", "apple-metal", "mac"), "apple"),
+    **dict.fromkeys(("amd", "amd-dgpu", "amd-gpu", "radeon"), "amd-discrete"),
+    **dict.fromkeys(("amd-apu", "strix-halo"), "amd-unified"),
+    **dict.fromkeys(("intel-arc", "intel-discrete", "intel-gpu"), "intel"),
+    **dict.fromkeys(("x86", "intel-cpu", "amd-cpu"), "cpu"),
+    "snapdragon": "qualcomm",
+}
+_BACKEND_ALIASES = {"hip": "rocm", "oneapi": "sycl", "mps": "metal"}
 _ENGINE_ALIASES = {"llamacpp": "llama.cpp", "llamabench": "llama.cpp", "llamaserver": "llama.cpp", "mlx": "mlx", "mlxlm": "mlx"}
 _FP16 = ("fp16", "bf16", "fp32")
 _ANY_TYPE = ("fp32", "fp16/any", "bf16", "fp8/any", "int8", "fp4/any")
@@ -179,7 +190,8 @@ class _Known:
         return self._devices[device_id]
 
     def model(self, model_id: str, format_said: str, engine: str) -> _What:
-        """A model of the registry. ``UsageError`` for a model or a format it does not have."""
+        """A model of the registry, in any casing. ``UsageError`` for a model or a format it does not have."""
+        model_id = _plain(model_id) if _plain(model_id) in self.model_ids else model_id
         key = (model_id, format_said, engine)
         if key not in self._models:
             self._models[key] = _what(self, *key)
@@ -234,8 +246,8 @@ def _backend(said: str) -> str:
     if not said.strip():
         return ""
     for part in _plain(said).split("/"):
-        if part in predict.BACKENDS:
-            return part
+        if (name := _BACKEND_ALIASES.get(part, part)) in predict.BACKENDS:
+            return name
     raise UsageError(f"backend is {said.strip()!r}{did_you_mean(said.strip(), _SAID.values())}")
 
 
@@ -276,6 +288,8 @@ def _where(known: _Known, device_said: str, bandwidth_said: str, family_said: st
     notes = []
     gb_per_s = _number("bandwidth_gb_per_s", bandwidth_said)
     device_id, label = device_said.strip(), ""
+    if _plain(device_id) in known.device_ids:
+        device_id = _plain(device_id)
     if device_id and device_id not in known.device_ids:
         if gb_per_s is None or not family_said.strip():
             raise UnknownId(f"no device {device_id!r} in data/devices{did_you_mean(device_id, known.device_ids)}")
@@ -302,12 +316,14 @@ def _where(known: _Known, device_said: str, bandwidth_said: str, family_said: st
     if not engine:
         engine = _usual_engine(known, format_said)
         notes.append(f"engine not given, {engine} is usual for it")
-    if (vendor := _RUNS_ON.get(backend)) and not family.startswith(vendor):
-        raise UsageError(f"backend {_SAID[backend]} does not run on {family}; {_SAID[_USUAL_BACKEND[family]]} does")
-    if engine == "mlx" and family != "apple":
-        raise UsageError(f"engine mlx is for Apple machines, not for {family}; llama.cpp runs there")
+    if backend == "cpu" and device is not None and device.memory_kind == "discrete" and not bandwidth_said.strip():
+        raise UsageError("a processor does not read the card's memory; give its bandwidth_gb_per_s and family cpu")
+    _require_runs(family, backend, engine)
     group = predict.group_of(family, backend, engine, gb_per_s)
     share, layer, measured, note = _factors(found, group, family, gb_per_s, device_id, label)
+    if engine == "vllm" and group != "nvidia-unified-vllm":
+        measured = False
+        notes.append("hardly a rate of vllm there, taken as other programs do")
     of_prefill = found.prefill[group]  # type: ignore[index]
     by_prefill = f"{group}: " + ("assumed, " + of_prefill.note if of_prefill.assumed else _counted(of_prefill.rows, of_prefill.devices))
     peak, most, peak_spread, peak_note = _peaks(known, device, configuration, group, family, gb_per_s)
@@ -327,6 +343,14 @@ def _where(known: _Known, device_said: str, bandwidth_said: str, family_said: st
         notes=("; ".join([note, *notes]), "; ".join([by_prefill, *notes, *([peak_note] if peak_note else [])])),
         peak_note=peak_note,
     )
+
+
+def _require_runs(family: str, backend: str, engine: str) -> None:
+    """``UsageError`` for a backend or an engine that is not made for such machines."""
+    if (vendor := _RUNS_ON.get(backend)) and not family.startswith(vendor):
+        raise UsageError(f"backend {_SAID[backend]} does not run on {family}; {_SAID[_USUAL_BACKEND[family]]} does")
+    if engine == "mlx" and family != "apple":
+        raise UsageError(f"engine mlx is for Apple machines, not for {family}; llama.cpp runs there")
 
 
 def _counted(rows: int, devices: int) -> str:
@@ -353,7 +377,8 @@ def _factors(found: Calibration, group: str, family: str, gb_per_s: float, devic
     if constants.assumed or group in ("cpu", "apple-cpu"):
         return 1.0, 1.0, False, words
     if own:
-        return own[0].share, own[0].layer, True, f"{words}, this one among them"
+        here = group in own[0].groups
+        return own[0].share, own[0].layer, here, f"{words}, this one {'among them' if here else 'under another program'}"
     if not device_id:
         alike = [d for d in found.devices if d.family == family and abs(d.bandwidth_gb_per_s / gb_per_s - 1) < _SAME_BANDWIDTH]
         if alike:
@@ -509,16 +534,24 @@ def predict_cases(frame: pd.DataFrame) -> pd.DataFrame:
     by_numbers = bytes_given | (cases.prefill & size_given)
     cases.named = ~by_numbers
     _fill_models(known, cases, said, places, depth)
-    _fill_numbers(known, cases, said, by_numbers, depth)
     found = known.calibration
-    good = cases.problem == ""
-    outcome = {name: np.full(n, np.nan) for name in OUTCOMES[:-1]}
-    for prefill in (False, True):
-        chosen = good & (cases.prefill == prefill)
-        if chosen.any():
-            got = _prefill(found, cases, chosen) if prefill else _decode(found, cases, chosen)
-            for name, values in zip(OUTCOMES, (got.ceiling, got.expected, got.low, got.high), strict=False):
-                outcome[name][chosen] = np.where(np.isfinite(values), values, np.nan)
+    # Numbers may be anything; what overflows is told below.
+    with np.errstate(all="ignore"):
+        _fill_numbers(known, cases, said, by_numbers, depth)
+        good = cases.problem == ""
+        outcome = {name: np.full(n, np.nan) for name in OUTCOMES[:-1]}
+        for prefill in (False, True):
+            chosen = good & (cases.prefill == prefill)
+            if chosen.any():
+                got = _prefill(found, cases, chosen) if prefill else _decode(found, cases, chosen)
+                for name, values in zip(OUTCOMES, (got.ceiling, got.expected, got.low, got.high), strict=False):
+                    outcome[name][chosen] = np.where(np.isfinite(values), values, np.nan)
+    no_rate = good & ~(outcome["low_tok_per_s"] > 0)
+    _refuse(cases, no_rate, lambda _: "numbers too large or too small for a rate")
+    for values in outcome.values():
+        values[no_rate] = np.nan
+    good &= ~no_rate
+    cases.notes.append(np.where(phase == "", "phase not given, taken as decode", "").astype(object))
     basis = cases.problem.copy()
     words = _joined(cases.notes, n)
     basis[good] = words[good]
@@ -640,7 +673,7 @@ def _fill_numbers(known: _Known, cases: _Cases, said: pd.DataFrame, by_numbers: 
         layers = np.where(no_layers, estimated, layers)
         usual_kv = predict.USUAL_KV_BYTES_PER_LAYER * layers * np.where(moe, 0.5, 1.0)
         kv = np.where(no_kv, usual_kv, kv)
-        hybrid = predict.looks_hybrid(np.where(no_kv, 0.0, kv), layers, moe, parameters) | _named_hybrid(said["model"])
+        hybrid = predict.looks_hybrid(np.where(no_kv, 0.0, kv), layers, moe, parameters) | (_named_hybrid(said["model"]) & no_kv)
         latent = predict.looks_latent(kv, layers)
         attention = predict.attention_flop(parameters, layers, np.where(no_kv, 0.0, kv), depth)
         flop = 2 * parameters
@@ -672,7 +705,7 @@ def _fill_numbers(known: _Known, cases: _Cases, said: pd.DataFrame, by_numbers: 
     cases.notes.append(np.where(rows & no_kv & deep, "kv_bytes_per_token not given, the usual 4,096 bytes a layer", "").astype(object))
     unknown_size = rows & cases.prefill & np.isnan(active)
     cases.notes.append(np.where(unknown_size, "active_params_b not given, from the bytes read", "").astype(object))
-    cases.notes.append(np.where(rows & hybrid, "by its small cache most layers keep a state", "").astype(object))
+    cases.notes.append(np.where(rows & hybrid, "by its cache or its name most layers keep a state", "").astype(object))
 
 
 def _own_most(known: _Known, cases: _Cases, said: pd.DataFrame) -> predict.Floats:
@@ -706,7 +739,7 @@ def _decode(found: Calibration, cases: _Cases, rows: predict.Bools) -> predict.P
         latent=cases.latent[rows],
         ollama=cases.ollama[rows],
     )
-    kv = np.where(cases.named, np.where(cases.prefill, 0.0, cases.kv), cases.kv)[rows]
+    kv = cases.kv[rows]
     return predict.predict_decode(
         found,
         chosen,
@@ -739,7 +772,10 @@ def predict_file(cases: Path, out: Path) -> tuple[int, int]:
     ``UsageError`` for a file that is not there or has not the columns.
     """
     try:
-        frame = pd.read_csv(cases, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            # Cells beyond the header are left out; they must not move the others.
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            frame = pd.read_csv(cases, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except FileNotFoundError:
         raise UsageError(f"no file {str(cases)!r}; --cases names a CSV file") from None
     except (OSError, ValueError) as error:
@@ -779,29 +815,34 @@ def expected_or_none(place: Place | str, model_id: str, format_id: str = "", *, 
         return None
 
 
-def expected_of(cells: Sequence[tuple[str, str, Place, int]]) -> list[dict[str, float | None]]:
-    """What to expect of decode for many models, formats, places and depths at once; a field is ``None`` where nothing can be said.
+def expected_of(cells: Sequence[tuple[Variant, Place, int]]) -> list[dict[str, float | None]]:
+    """What to expect of decode for many stored models, places and depths at once; a field is ``None`` where nothing can be said.
 
-    Fields: ``expected_tok_per_s, expected_low_tok_per_s, expected_high_tok_per_s``.
+    Fields: ``expected_tok_per_s, expected_low_tok_per_s, expected_high_tok_per_s``. A file that the registry does not know goes by its numbers.
     """
-    rows = [
-        {
-            "device": place.device_id,
-            "bandwidth_gb_per_s": "" if place.bandwidth_bytes_per_s is None else f"{place.bandwidth_bytes_per_s / 1e9:g}",
-            "model": model,
-            "format": fmt,
-            "phase": "decode",
-            "depth": str(depth),
-        }
-        for model, fmt, place, depth in cells
-    ]
-    if not rows:
+    if not cells:
         return []
-    found = predict_cases(pd.DataFrame(rows))
+    known = set(registry.model_ids())
+    found = predict_cases(pd.DataFrame([_case_of(stored, place, depth, by_name=stored.name in known) for stored, place, depth in cells]).fillna(""))
     names = {"expected_tok_per_s": "expected", "low_tok_per_s": "expected_low", "high_tok_per_s": "expected_high"}
     return [
         {f"{short}_tok_per_s": None if pd.isna(row[name]) else float(row[name]) for name, short in names.items()} for row in found.to_dict("records")
     ]
+
+
+def _case_of(stored: Variant, place: Place, depth: int, *, by_name: bool) -> dict[str, str]:
+    """A row of ``predict_cases``."""
+    row = {"device": place.device_id if place.device else "", "format": stored.format, "phase": "decode", "depth": str(depth)}
+    if place.bandwidth_bytes_per_s is not None:
+        row["bandwidth_gb_per_s"] = f"{place.bandwidth_bytes_per_s / 1e9:g}"
+    if by_name:
+        return row | {"model": stored.name}
+    return row | {
+        "n_layers": str(stored.shape.n_layer),
+        "weight_gb_read": f"{stored.step_weight_bytes / 1e9:g}",
+        "kv_bytes_per_token": str(limits.kv_bytes_per_token(stored.shape)),
+        "moe": str(int(stored.shape.experts is not None)),
+    }
 
 
 def range_words(found: Expected | None) -> str:

@@ -172,10 +172,15 @@ class Prediction:
     high: Floats
 
 
+#: A spread beyond which a range would say nothing: highest over lowest is about fifteen then.
+WIDEST = 0.6
+
+
 def spread(model: RangeModel, *, group: Ints, moe: Bools, layers_part: Floats, kv_part: Floats, known: Bools) -> Floats:
     """The spread of log(measured / expected)."""
     base = np.array([model.groups[name] for name in GROUPS])[group]
-    spreads: Floats = np.exp(base + model.moe * moe + model.layers * layers_part + model.kv * kv_part + model.unseen * (~known & ~moe))
+    log_spread = base + model.moe * moe + model.layers * layers_part + model.kv * kv_part + model.unseen * (~known & ~moe)
+    spreads: Floats = np.minimum(np.exp(log_spread), WIDEST)
     return spreads
 
 

@@ -87,6 +87,8 @@ class DeviceFactor(Frozen):
     share: Number
     layer: Number
     rows: int = Field(gt=0)
+    #: The groups that its rows are of.
+    groups: tuple[Group, ...] = ()
 
 
 class RangeModel(Frozen):

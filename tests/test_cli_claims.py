@@ -95,8 +95,7 @@ def test_predictions_say_when_they_fall_due_and_what_is_known(every: dict[str, d
         assert r["known"]
 
 
-def test_no_claim_repeats_a_sentence_of_its_article(every: dict[str, dict[str, Any]]) -> None:
-    """Paraphrases are short, and none is a quotation."""
+def test_claims_are_told_briefly_and_without_quotation_marks(every: dict[str, dict[str, Any]]) -> None:
     for r in every.values():
         assert '"' not in r["says"]
         assert len(r["says"].split()) < 60

@@ -18,7 +18,7 @@ from nbutils.specs import Alternative, Configuration, Device, Figure, Model, Sou
 from nbutils.specs_articles import Claim, Evidence, Reading
 from nbutils.tensors import Variant, active_parameters, parameters
 
-__all__ = ["VERDICTS", "Bound", "Case", "Expectation", "Judged", "Judgement", "Rival", "Verdict", "judge", "say_value"]
+__all__ = ["RELATION", "VERDICTS", "Bound", "Case", "Expectation", "Judged", "Judgement", "Rival", "Verdict", "judge", "say_value"]
 
 Verdict = Literal[
     "above_ceiling",
@@ -119,8 +119,8 @@ class Bound:
     lines: tuple[Line, ...] = ()
     #: The same as other sources give it.
     also: tuple[Alternative, ...] = ()
-    #: Whether the value comes from a source that may decide.
-    decides: bool = True
+    #: Why the value may not decide; empty where it may.
+    undecided: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,7 +391,7 @@ _SCALE = {"GB/s": 1e9, "W": 1.0, "USD": 1.0, "TFLOP/s": 1e12}
 def _listed(quantity: str, case: Case, own_url: str) -> Bound:
     figure, unit = _figure(quantity, case)
     if figure is None or case.device is None:
-        return Bound(kind="listed_figure", value=None, unit=unit, relation="equals", how="no source names it", decides=False)
+        return Bound(kind="listed_figure", value=None, unit=unit, relation="equals", how="no source names it", undecided="no source names it")
 
     def shown(f: Alternative) -> float:
         # Memory is claimed as it is sold, and kept so: 128 for "128 GB".
@@ -417,7 +417,7 @@ def _listed(quantity: str, case: Case, own_url: str) -> Bound:
         lines=lines,
         # What others say is no second truth, the registry says why; but a price is another one at another time.
         also=tuple(Alternative(value=shown(f), unit=unit, source=f.source, standing=f.standing) for f in witnesses[1:]),
-        decides=bool(witnesses),
+        undecided="" if witnesses else "which is too weak a source to decide",
     )
 
 
@@ -429,8 +429,11 @@ def _ratio(case: Case, own_url: str) -> Bound:
     lines = [Line(name, None if b.value is None else _plain(b.value), b.unit, b.how) for name, b in sides]
     how = " over ".join(f"{say_value(b.value, b.unit)} ({name})" for name, b in sides)
     # Two upper bounds have no ratio that bounds anything; two exact figures have.
-    decides = one.decides and other.decides and one.relation == other.relation == "equals"
-    return Bound(kind="ratio", value=value, unit="times", relation="equals", how=how, lines=(*lines, Line("ratio", value, "times")), decides=decides)
+    walls = "" if one.relation == other.relation == "equals" else "and two ceilings have a ratio that bounds no ratio of rates"
+    undecided = one.undecided or other.undecided or walls
+    return Bound(
+        kind="ratio", value=value, unit="times", relation="equals", how=how, lines=(*lines, Line("ratio", value, "times")), undecided=undecided
+    )
 
 
 #: What each quantity is bounded by; ``figure`` and ``date`` are decided by evidence alone.
@@ -481,7 +484,7 @@ _RATES = ("decode_ceiling", "prefill_ceiling", "training_ceiling")
 
 def _against_bound(claim: Claim, bound: Bound) -> tuple[Verdict, ...] | None:
     """What the bound says against the claim; ``None`` where it does not decide."""
-    if bound.value is None or not bound.decides:
+    if bound.value is None or bound.undecided:
         return None
     claimed, truth = _claimed(claim), _plain(bound.value)
     if bound.relation == "at_most":
@@ -505,12 +508,7 @@ def _bound_words(claim: Claim, case: Case, bound: Bound, against: tuple[Verdict,
     if bound.value is None or (bound.kind == "largest_context" and not bound.value):
         return f"{case.name}: {bound.how}."
     if against is None:
-        reason = (
-            "two ceilings have a ratio that bounds no ratio of rates"
-            if bound.kind == "ratio" and bound.decides is False
-            else "which is too weak a source to decide"
-        )
-        return f"{case.name}: {value} ({bound.how}), {reason}."
+        return f"{case.name}: {value} ({bound.how}), {bound.undecided}."
     if bound.relation == "at_most":
         return f"{case.name}: at most {value} ({bound.how}); {_shares(claim, _plain(bound.value))}."
     if bound.relation == "at_least":
@@ -564,12 +562,13 @@ def _against_evidence(claim: Claim, evidence: Evidence) -> Verdict | None:
     return "contradicts_measurement" if evidence.kind == "measurement" else "contradicts_source"
 
 
-_RELATION = {"equals": "", "at_least": "at least ", "at_most": "at most "}
+#: How a relation reads before its figure.
+RELATION = {"equals": "", "at_least": "at least ", "at_most": "at most "}
 
 
 def _evidence_words(claim: Claim, evidence: Evidence, sources: Mapping[str, Source], against: Verdict | None) -> str:
     value = say_value(evidence.value, claim.unit, evidence.value_high)
-    said = f"{evidence.says[:1].upper()}{evidence.says[1:]}: {_RELATION[evidence.relation]}{value} ({sources[evidence.source].title})"
+    said = f"{evidence.says[:1].upper()}{evidence.says[1:]}: {RELATION[evidence.relation]}{value} ({sources[evidence.source].title})"
     if evidence.standing == "unverified":
         return f"{said}, which is too weak a source to decide."
     return f"{said}; the claim {'contradicts that' if against else 'agrees'}."
@@ -613,7 +612,7 @@ def _evidence_lines(claim: Claim, evidences: Sequence[Evidence], sources: Mappin
             e.says,
             e.value.isoformat() if isinstance(e.value, date) else float(e.value),
             "" if claim.unit == "date" else claim.unit,
-            _RELATION[e.relation].strip(),
+            RELATION[e.relation].strip(),
             sources[e.source].title,
         )
         for e in evidences
@@ -627,7 +626,7 @@ def _rival_words(claim: Claim, rivals: Sequence[Rival]) -> list[str]:
         theirs = _span(rival.claim.low, rival.claim.high, rival.claim.means, pad=True)
         if not _claimed(claim).meets(theirs, max(_slack(claim), _slack(rival.claim))):
             says = say_value(rival.claim.low, rival.claim.unit, rival.claim.high)
-            words.append(f"Another article ({rival.article}) says {_RELATION[rival.claim.means]}{says}.")
+            words.append(f"Another article ({rival.article}) says {RELATION[rival.claim.means]}{says}.")
     return words
 
 

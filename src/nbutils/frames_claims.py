@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from nbutils import claims, places, registry
-from nbutils.claims import VERDICTS, Case, Expectation, Judgement, Rival, say_value
+from nbutils.claims import RELATION, VERDICTS, Case, Expectation, Judgement, Rival, say_value
 from nbutils.frames_predict import expected_or_none
 from nbutils.places import Place
 from nbutils.specs_articles import Article, Claim, Reading
@@ -242,9 +242,6 @@ def words(audited: Audited) -> list[str]:
     return lines
 
 
-_SIGN = {"at_least": "at least ", "at_most": "at most ", "equals": ""}
-
-
 def claims_table(frame: pd.DataFrame, *, articles: str = "articles/") -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:
     """What ``plots.table`` takes: claim, figures and verdict; ``page`` leads to where it is told in full, by the way ``articles``."""
     shown = frame.assign(
@@ -309,7 +306,7 @@ def _address(title: str, addresses: dict[str, str]) -> str:
 
 def claimed(plain: dict[str, Any]) -> str:
     """The figure of a row as the text means it: at least, at most, or that much."""
-    return _SIGN[plain["means"]] + _said(plain["claimed_low"], plain["claimed_high"], plain["unit"])
+    return RELATION[plain["means"]] + _said(plain["claimed_low"], plain["claimed_high"], plain["unit"])
 
 
 def worst_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str], dict[str, str]]:

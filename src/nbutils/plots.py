@@ -29,6 +29,7 @@ from pandas.io.formats.style import Styler
 from nbutils.errors import UsageError
 
 __all__ = [
+    "STYLES",
     "batch_rates",
     "budget_bar",
     "decode_against_bytes",
@@ -45,6 +46,7 @@ __all__ = [
     "over_batch",
     "over_depth",
     "parity",
+    "plain_log_ticks",
     "rate_over_time",
     "rates_by_wall",
     "roofline",
@@ -72,7 +74,8 @@ _LOOKS: dict[str, Any] = {
 #: Of the size that is asked for, 6.6 inches for a column of text. The page stretches the figure to its column, and so its letters.
 _CANVAS = 0.85
 
-_STYLES = ["-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3))]
+#: Lines that are told apart without colour.
+STYLES: list[Any] = ["-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3))]
 _VERDICT_MARKS = {"fits": "o", "tight": "D", "does_not_fit": "X"}
 VERDICT_WORDS = {"fits": "fits", "tight": "tight", "does_not_fit": "does not fit (ceiling if it did)"}
 
@@ -214,8 +217,8 @@ def decode_against_bytes(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         place = (row.step_bytes / 1e9, row.tok_per_s)
         ax.annotate(f"{row.kind} {row.format}", place, xytext=shift, textcoords="offset points", ha=side, fontsize=_SMALL)
     ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="decode (tok/s)")
-    _plain_log_ticks(ax, "x")
-    _plain_log_ticks(ax, "y")
+    plain_log_ticks(ax, "x")
+    plain_log_ticks(ax, "y")
     low, high = ax.get_ylim()
     ax.set_ylim(low / 1.25, high * 1.1)
     return ax
@@ -247,7 +250,7 @@ def roofline(devices: pd.DataFrame, marks: Mapping[str, float], *, ax: Axes) -> 
     """
     known = devices.dropna(subset=["peak"])
     x = np.geomspace(0.5, 4096, 200)
-    styles = itertools.cycle(_STYLES)
+    styles = itertools.cycle(STYLES)
     for row, colour, style in zip(known.itertuples(), sns.color_palette("colorblind"), styles, strict=False):
         ax.plot(x, np.minimum(row.bandwidth * x, row.peak) / 1e12, color=colour, linestyle=style, label=row.name)
     for label, intensity in marks.items():
@@ -257,8 +260,8 @@ def roofline(devices: pd.DataFrame, marks: Mapping[str, float], *, ax: Axes) -> 
         )
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP/byte)", ylabel="attainable (TFLOP/s)")
     legend_below(ax)
-    _plain_log_ticks(ax, "x")
-    _plain_log_ticks(ax, "y")
+    plain_log_ticks(ax, "x")
+    plain_log_ticks(ax, "y")
     return ax
 
 
@@ -296,8 +299,8 @@ def measured_roofline(points: pd.DataFrame, roofs: pd.DataFrame, *, ax: Axes) ->
     ax.plot([], [], linestyle=(0, (4, 2)), color="0.4", label="one vector, in cache")
     ax.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte of weights)", ylabel="GFLOP/s", xlim=tuple(reach))
     legend_below(ax)
-    _plain_log_ticks(ax, "x")
-    _plain_log_ticks(ax, "y")
+    plain_log_ticks(ax, "x")
+    plain_log_ticks(ax, "y")
     return ax
 
 
@@ -321,7 +324,7 @@ def experts_touched(frame: pd.DataFrame, *, ax: Axes) -> Axes:
 
 def measured_over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Measured decode over depth as points with their range, the ceilings from the bandwidth of the same runs as lines."""
-    for (name, part), colour, style in zip(frame.groupby(["kind", "format"], sort=False), sns.color_palette("colorblind"), _STYLES, strict=False):
+    for (name, part), colour, style in zip(frame.groupby(["kind", "format"], sort=False), sns.color_palette("colorblind"), STYLES, strict=False):
         rows = part.sort_values("depth")
         spread = [rows["tok_per_s"] - rows["low"], rows["high"] - rows["tok_per_s"]]
         label, mark = f"{name[0]} {name[1]}", "s" if name[0] == "MoE" else "o"
@@ -336,7 +339,7 @@ def measured_over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
 def batch_rates(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Measured decode over the batch, all sequences together: points with their range, a line per file to guide the eye."""
     names = list(dict.fromkeys(zip(frame["kind"], frame["format"], strict=True)))
-    for (kind, fmt), colour, style in zip(names, sns.color_palette("colorblind"), itertools.cycle(_STYLES), strict=False):
+    for (kind, fmt), colour, style in zip(names, sns.color_palette("colorblind"), itertools.cycle(STYLES), strict=False):
         rows = frame[(frame["kind"] == kind) & (frame["format"] == fmt)].sort_values("n_seq")
         spread = [rows["tok_per_s"] - rows["low"], rows["high"] - rows["tok_per_s"]]
         mark = "s" if kind == "MoE" else "o"
@@ -345,7 +348,7 @@ def batch_rates(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="sequences decoded side by side", ylabel="decode, all sequences (tok/s)")
     _counted_ticks(ax, frame["n_seq"])
     legend_below(ax)
-    _plain_log_ticks(ax, "y")
+    plain_log_ticks(ax, "y")
     return ax
 
 
@@ -374,7 +377,7 @@ def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set(xscale="log", xlabel="decode ceiling, one sequence, depth 0 (tok/s)")
     ax.set_xlim(rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"].max() * 3.5)
     legend_below(ax)
-    _plain_log_ticks(ax, "x")
+    plain_log_ticks(ax, "x")
     return ax
 
 
@@ -397,15 +400,15 @@ def budget_bar(frame: pd.DataFrame, available_bytes: int, *, ax: Axes) -> Axes:
 
 def over_depth(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Decode ceilings over the depth of the context, a line per model; where a line bends down, the cache outweighs the weights."""
-    styles = itertools.cycle(_STYLES)
+    styles = itertools.cycle(STYLES)
     colours = itertools.cycle(sns.color_palette("colorblind"))
     for (_, part), colour, style in zip(frame.groupby("name", sort=False), colours, styles, strict=False):
         ax.plot(part["depth"], part["ceiling"], color=colour, linestyle=style, label=part["label"].iloc[0])
         ax.plot(part["depth"].iloc[-1:], part["ceiling"].iloc[-1:], ".", color=colour)
     ax.set(xscale="log", yscale="log", xlabel="depth (tokens of context)", ylabel="decode ceiling (tok/s)")
     legend_below(ax)
-    _plain_log_ticks(ax, "x")
-    _plain_log_ticks(ax, "y")
+    plain_log_ticks(ax, "x")
+    plain_log_ticks(ax, "y")
     return ax
 
 
@@ -423,7 +426,7 @@ def over_batch(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set(xscale="log", yscale="log", xlabel="batch (sequences)", ylabel="decode ceiling, all sequences (tok/s)")
     _counted_ticks(ax, frame["batch"])
     legend_below(ax)
-    _plain_log_ticks(ax, "y")
+    plain_log_ticks(ax, "y")
     return ax
 
 
@@ -448,12 +451,11 @@ def _counted_ticks(ax: Axes, counts: pd.Series) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _plain_log_ticks(ax: Axes, axis: str) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade, where there are few decades; powers are for other readers."""
+def plain_log_ticks(ax: Axes, axis: str, steps: tuple[float, ...] = ()) -> None:
+    """Plain numbers at ``steps`` of each decade, or at 1, 2 and 5 where there are few decades; powers are for other readers."""
     target = ax.xaxis if axis == "x" else ax.yaxis
     low, high = ax.get_xlim() if axis == "x" else ax.get_ylim()
-    steps = (1, 2, 5) if high / low < 300 else (1,)
-    target.set_major_locator(LogLocator(subs=steps))
+    target.set_major_locator(LogLocator(subs=steps or ((1, 2, 5) if high / low < 300 else (1,))))
     target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     target.set_minor_formatter(NullFormatter())
 
@@ -487,7 +489,7 @@ def itl_strip(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     colours, marks = itertools.cycle(sns.color_palette("colorblind")), itertools.cycle("os^Dv")
     whole, cut = frame[frame["whole"]], frame[~frame["whole"]]
     shown_ms = 1e3 * np.maximum(frame["itl_s"], 1e-5)  # the finest that a record keeps; pieces that came together lie on it
-    for (level, part), colour, mark, style in zip(whole.groupby("concurrency"), colours, marks, itertools.cycle(_STYLES), strict=False):
+    for (level, part), colour, mark, style in zip(whole.groupby("concurrency"), colours, marks, itertools.cycle(STYLES), strict=False):
         ax.plot(part["piece"], shown_ms[part.index], mark, color=colour, markersize=4, alpha=0.4, markeredgewidth=0)
         middle = 1e3 * part["itl_s"].median()
         if middle > 0:
@@ -496,7 +498,7 @@ def itl_strip(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.plot(cut["piece"], shown_ms[cut.index], "x", color="0.4", markersize=5, label="answers cut short")
     ax.set(xlabel="piece of the answer", ylabel="time since the piece before (ms)", yscale="log", xlim=(0, None))
     legend_below(ax)
-    _plain_log_ticks(ax, "y")
+    plain_log_ticks(ax, "y")
     return ax
 
 
@@ -517,7 +519,7 @@ def rate_over_time(blocks: pd.DataFrame, slices: pd.DataFrame, *, ax: Axes) -> A
 def meters_over_time(moments: pd.DataFrame, *, ax: Axes) -> Axes:
     """One quantity that meters told beside a run, a line style per meter. Columns: ``quantity, meter, at_s, value``."""
     unit, name = _unit_of_time(moments["at_s"].max())
-    looks = zip(sns.color_palette("colorblind"), _STYLES * 2, strict=False)
+    looks = zip(sns.color_palette("colorblind"), STYLES * 2, strict=False)
     for (meter, part), (colour, style) in zip(moments.groupby("meter", sort=False), looks, strict=False):
         ax.plot(part["at_s"] / unit, part["value"], color=colour, linestyle=style, marker=".", markersize=3, label=meter)
     ax.set(xlabel=f"time ({name})", ylabel=moments["quantity"].iloc[0], xlim=(0, None))

@@ -12,11 +12,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from nbutils.plots import legend_below
+from nbutils.plots import STYLES, legend_below, plain_log_ticks
 
 __all__ = ["formats_over_batch", "memory_over_context", "stored_against_read", "two_walls"]
-
-_STYLES = ["-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3))]
 
 
 def two_walls(frame: pd.DataFrame, *, ax: Axes) -> Axes:
@@ -49,7 +47,7 @@ def two_walls(frame: pd.DataFrame, *, ax: Axes) -> Axes:
 
 def memory_over_context(frame: pd.DataFrame, rooms: Mapping[str, float], *, ax: Axes) -> Axes:
     """Memory that a model takes over the context it is given, a line per model, against what machines leave for it, in bytes by name."""
-    colours, styles = itertools.cycle(sns.color_palette("colorblind")), itertools.cycle(_STYLES)
+    colours, styles = itertools.cycle(sns.color_palette("colorblind")), itertools.cycle(STYLES)
     for (_, part), colour, style in zip(frame.groupby("name", sort=False), colours, styles, strict=False):
         ax.plot(part["n_ctx"], part["total_bytes"] / 1e9, color=colour, linestyle=style, linewidth=2, label=part["label"].iloc[0])
         ax.plot(part["n_ctx"].iloc[-1:], part["total_bytes"].iloc[-1:] / 1e9, "o", color=colour, markersize=5)
@@ -61,7 +59,7 @@ def memory_over_context(frame: pd.DataFrame, rooms: Mapping[str, float], *, ax: 
     ax.xaxis.set_major_locator(FixedLocator(contexts))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n / 1048576:g} M" if n >= 1048576 else f"{n / 1024:g} K"))
-    _plain(ax, "y", subs=(1, 2, 5))
+    plain_log_ticks(ax, "y", (1, 2, 5))
     legend_below(ax)
     return ax
 
@@ -94,15 +92,15 @@ def stored_against_read(frame: pd.DataFrame, ceilings_gb_per_s: float, *, ax: Ax
     right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     right.yaxis.set_minor_formatter(NullFormatter())
-    _plain(ax, "x", subs=(1,))
-    _plain(ax, "y", subs=(1, 2, 5))
+    plain_log_ticks(ax, "x", (1,))
+    plain_log_ticks(ax, "y", (1, 2, 5))
     legend_below(ax)
     return ax
 
 
 def formats_over_batch(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     """Decode ceilings of one model over the batch, a line per format; a dot where arithmetic takes over from bandwidth."""
-    colours, styles = itertools.cycle(sns.color_palette("colorblind")), itertools.cycle(_STYLES)
+    colours, styles = itertools.cycle(sns.color_palette("colorblind")), itertools.cycle(STYLES)
     for (label, part), colour, style in zip(frame.groupby("label", sort=False), colours, styles, strict=False):
         ax.plot(part["batch"], part["total"], color=colour, linestyle=style, linewidth=2, label=label)
         turned = part[part["binding"] == "compute"]
@@ -113,14 +111,6 @@ def formats_over_batch(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.xaxis.set_major_locator(FixedLocator([n for n in (1, 4, 16, 64, 256, 1024) if n <= frame["batch"].max()]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    _plain(ax, "y", subs=(1,))
+    plain_log_ticks(ax, "y", (1,))
     legend_below(ax)
     return ax
-
-
-def _plain(ax: Axes, axis: str, *, subs: tuple[int, ...]) -> None:
-    """Plain numbers on a logarithmic axis, at ``subs`` of each decade."""
-    target = ax.xaxis if axis == "x" else ax.yaxis
-    target.set_major_locator(LogLocator(subs=subs))
-    target.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    target.set_minor_formatter(NullFormatter())

@@ -10,7 +10,6 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
 
 from nbutils import frames_claims, plots
 from nbutils.frames_claims import Audited
@@ -61,8 +60,8 @@ def against_walls(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.errorbar(part["ceiling"], middle, yerr=spread, fmt=mark, capsize=3, label=words, zorder=3, **style)
     _name_the_impossible(shown[shown["verdict"] == "above_ceiling"], ax)
     ax.set(xscale="log", yscale="log", xlim=(left, high), ylim=(low, high), xlabel="ceiling (tok/s)", ylabel="claimed (tok/s)")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    for axis in ("x", "y"):
+        plots.plain_log_ticks(ax, axis, (1,))
     plots.legend_below(ax)
     return ax
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from pandas.io.formats.style import Styler
 
 from nbutils import plots
@@ -97,7 +96,7 @@ def _grouped(rows: pd.DataFrame, otherwise: str, *, ax: Axes, room: float) -> li
     ax.set_yticks(list(labels), list(labels.values()), fontsize=10)
     ax.set(xscale="log", xlim=(low, rows["rate"].max() * room), ylim=(y + 0.8, -0.8))
     ax.grid(visible=False, axis="y")
-    _plain(ax)
+    plots.plain_log_ticks(ax, "x")
     return drawn
 
 
@@ -117,11 +116,3 @@ def speculative(frame: pd.DataFrame, plain_tok_per_s: float, *, ax: Axes) -> Axe
     ax.set(xlabel="tokens drafted per pass", ylabel="expected bound (tok/s)", ylim=(0, None), xticks=np.arange(0, frame["n_draft"].max() + 1, 2))
     plots.legend_below(ax)
     return ax
-
-
-def _plain(ax: Axes) -> None:
-    """Plain numbers at 1 of each decade, and at 2 and 5 where there are few: powers are for other readers."""
-    low, high = ax.get_xlim()
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())

@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nbutils.frames_published import FAMILIES
-from nbutils.plots import legend_below
+from nbutils.plots import legend_below, plain_log_ticks
 
 __all__ = ["errors_by_formula", "predicted_and_measured"]
 
@@ -39,10 +38,8 @@ def predicted_and_measured(frame: pd.DataFrame, *, ax: Axes) -> Axes:
         ax.plot([], [], "o", color=colour, label=FAMILIES[family])
     ax.plot([], [], "s", color="0.5", label="MoE (square)")
     ax.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="decode, expected (tok/s)", ylabel="decode, measured (tok/s)")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(base=10, subs=(1,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.set_minor_formatter(NullFormatter())
+    for axis in ("x", "y"):
+        plain_log_ticks(ax, axis, (1,))
     ax.set_aspect("equal")
     legend_below(ax)
     return ax
@@ -58,10 +55,7 @@ def errors_by_formula(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.plot(frame["step_gb"], frame["expected_tok_per_s"] / measured, "o", color=colours[0], markersize=4.5, alpha=0.8, label="this model")
     ax.axhline(1, color="0.2", linewidth=1.5)
     ax.set(xscale="log", yscale="log", xlabel="bytes read per token (GB)", ylabel="expected over measured")
-    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 3)))
-    ax.yaxis.set_major_locator(LogLocator(base=10, subs=(0.5, 0.7, 1, 1.5, 2, 3, 5)))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(ax, "x", (1, 3))
+    plain_log_ticks(ax, "y", (0.5, 0.7, 1, 1.5, 2, 3, 5))
     legend_below(ax)
     return ax

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from nbutils.frames_published import FixedCost, fixed_cost_rows, lawful
-from nbutils.plots import legend_below
+from nbutils.plots import STYLES, legend_below, plain_log_ticks
 
 __all__ = ["ceiling_and_measured", "share_over_bytes"]
 
-_STYLES = ["-", "--", "-.", (0, (1, 1.2)), (0, (5, 1, 1, 1, 1, 1))]
 _MARKS = {"dense": "o", "MoE": "s"}
 _SMALL = 10
 
@@ -51,10 +50,8 @@ def ceiling_and_measured(frame: pd.DataFrame, own: pd.DataFrame | None = None, *
     if len(above):
         ax.plot(above["ceiling_tok_per_s"], above["tok_per_s"], "X", color="0.1", label="not plain decode", **edge | {"markersize": 9})
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), xlabel="decode ceiling (tok/s)", ylabel="decode, measured (tok/s)")
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(base=10, subs=(1,)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.set_minor_formatter(NullFormatter())
+    for axis in ("x", "y"):
+        plain_log_ticks(ax, axis, (1,))
     ax.set_aspect("equal")
     legend_below(ax)
     return ax
@@ -65,7 +62,7 @@ def share_over_bytes(frame: pd.DataFrame, costs: Iterable[FixedCost], *, ax: Axe
 
     A line takes as many layers as a model of that size has by trend.
     """
-    for cost, colour, style, mark in zip(costs, sns.color_palette("colorblind"), itertools.cycle(_STYLES), itertools.cycle("oD^vP"), strict=False):
+    for cost, colour, style, mark in zip(costs, sns.color_palette("colorblind"), itertools.cycle(STYLES), itertools.cycle("oD^vP"), strict=False):
         part = fixed_cost_rows(frame, cost.device, cost.engine)
         size, layers = part["step_gb"].to_numpy(float), part["n_layer"].to_numpy(float)
         ax.plot(size, part["share"], mark, color=colour, markersize=6, alpha=0.85, label=f"{cost.name}, {cost.engine}")
@@ -76,9 +73,7 @@ def share_over_bytes(frame: pd.DataFrame, costs: Iterable[FixedCost], *, ax: Axe
         ax.plot(reach, best_s / np.array(cost_s), color=colour, linestyle=style, linewidth=1.5)
     ax.axhline(1, color="0.2", linewidth=2)
     ax.set(xscale="log", ylim=(0, 1.06), xlabel="bytes read per token (GB)", ylabel="share of the ceiling reached")
-    ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 3)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(ax, "x", (1, 3))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     legend_below(ax)
     return ax

@@ -1,15 +1,17 @@
 """Constants of ``predict``, fitted to published speeds: CSV files of others' measurements and the rates of ``data/published``.
 
-One set of constants per kind of machine and engine, drawn towards what all have in common, the more so the fewer rows there are; factors for
-machines, drawn towards 1. Large misses count less than their square (soft l1), and many rows of one machine with one file count less than as many
-of different ones. How good that is, is said by rows left out: all of one device, all of one model. Needs scipy, which the prediction does not.
+A time is a sum of parts, and each part a known size times the exponential of a sum of terms: its kind of machine and engine, its format, its machine.
+Terms are drawn towards 0, the more so the fewer rows speak for them. Large misses count less than their square (soft l1), and rows of one machine
+with one file count together as one. How good that is, is said by rows left out: all of one device, all of one model; which terms there are was
+chosen by such rows as well. Needs scipy, which the prediction does not.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pandas as pd
 from nbutils import limits, paths, predict, registry
 from nbutils.errors import DataError
 from nbutils.specs import Model, PublishedRate
-from nbutils.specs_calibration import FORMAT_CLASSES, GROUPS, Calibration
+from nbutils.specs_calibration import FORMAT_CLASSES, GROUPS, Calibration, RangeModel
 from nbutils.tensors import variant
 
 __all__ = ["DECODE_COLUMNS", "PREFILL_COLUMNS", "calibrate", "decode_rows", "model_key", "prefill_rows", "published_rows", "registry_device", "write"]
@@ -47,41 +49,54 @@ DECODE_COLUMNS = (
 )
 PREFILL_COLUMNS = ("source", "date", "device", "backend", "software", "model", "params_B", "format", "test", "batch", "tokens_per_s")
 
-#: Constants are fitted as logarithms: what well-kept kernels reach before any row is seen, and how far a group may lie from what all have in common.
-_START = {"share": 0.92, "kv_share": 0.75, "layer_us": 70.0, "moe_factor": 1.7, "hybrid_factor": 1.4}
-_FREE = {"share": 0.08, "kv_share": 0.25, "layer_us": 0.5, "moe_factor": 0.25, "hybrid_factor": 0.2}
-_FIELDS = tuple(_START)
-_START_FREE = 0.1
+#: Terms are logarithms: what well-kept kernels reach before any row is seen with how far that is free, and how far a group may lie from what all have
+#: in common. Which freedoms was read off left-out rows, where half and twice as much do about as well.
+_COMMON = {"share": (0.92, 0.1), "kv_share": (0.75, 0.1), "layer_us": (70.0, 0.1), "moe_us": (40.0, 0.5), "hybrid_us": (30.0, 0.5)}
+_GROUP_FREE = {"share": 0.08, "kv_share": 0.25, "layer_us": 0.35, "moe_us": 0.25, "hybrid_us": 0.4}
 _FORMAT_FREE = {"16": 0.05, "8": 0.05, "6": 0.05, "4": 0.05, "3": 0.08, "mxfp4": 0.08, "nvfp4": 0.3}
 _DEVICE_SHARE_FREE, _DEVICE_LAYER_FREE = 0.04, 0.15
+_OLLAMA_FREE, _LATENT_FREE, _OLD_FREE, _YEAR_FREE = 0.1, 0.4, 0.5, 0.1
+#: Which parts of a time a constant is of, and whether it shortens or lengthens them.
+_PARTS = {
+    "share": {"weights": -1.0},
+    "kv_share": {"cache": -1.0},
+    "layer_us": {"layers": 1.0},
+    "moe_us": {"experts": 1.0},
+    "hybrid_us": {"states": 1.0},
+}
 #: From this miss on, as a logarithm, a row counts less than its square.
-_SOFT = 0.1
-#: Rows of one machine, engine, model and format count as many as this power of their number.
-_REPEATS = 0.2
+_SOFT, _PREFILL_SOFT = 0.1, 0.2
 #: Rows that read a context of unknown size up to here are kept; deeper ones say nothing of the weights.
 _SHALLOW_TOKENS = 6000
 #: Of these no row was found. From the makers of fast kernels and of CPU tables; wide ranges say the rest.
 _ASSUMED: dict[str, tuple[dict[str, float], str]] = {
     "nvidia-hbm": (
         {"share": 0.74, "layer_us": 72.0},
-        "no current row; as gpt-fast, tinychat and others printed for A100 and H100 in 2023 and 2024, fitted the same way; a layer costs newer"
-        " programs less, so small models and mixtures may run faster",
+        "no current row; as gpt-fast, tinychat and others printed for A100 and H100 in 2023 and 2024, fitted the same way",
     ),
     "cpu": (
-        {"share": 0.5, "kv_share": 0.5, "layer_us": 40.0, "moe_factor": 1.5},
-        "no row; between the 0.56 of a Ryzen 7950X and the 0.58 of an EPYC 9554 with large dense models, less for processors with fewer cores",
+        {"share": 0.65, "kv_share": 0.5, "layer_us": 40.0, "moe_us": 20.0},
+        "no row; a Ryzen 7950X and an EPYC 9554 read large dense models at 0.56 and 0.58 by median of formats, processors with fewer cores at less",
     ),
     "apple-cpu": (
-        {"share": 0.22, "kv_share": 0.22, "layer_us": 60.0, "moe_factor": 1.5},
-        "no row; an M2 Max read at 0.21 of what its GPU may use",
+        {"share": 0.25, "kv_share": 0.22, "layer_us": 60.0, "moe_us": 30.0},
+        "no row; an M2 Max read at 0.21 of what its GPU may use, by median of formats",
     ),
     "qualcomm": ({"share": 0.6, "layer_us": 120.0}, "no row; a guess below Intel's"),
 }
-_ASSUMED_SPREAD = 0.45
-#: Shares of prefill that older builds reached where no current row was found.
+#: Added to the logarithm of their spread; and how far a group's may lie from what all have in common.
+_RANGE_FREE = 0.15
+_ASSUMED_SPREAD = {"nvidia-hbm": 0.6, "cpu": 1.3, "apple-cpu": 1.3, "qualcomm": 0.8}
+_NO_ROW_SPREAD = 0.3
+#: The same of prefill: a share of the peak, at 100 FLOP per byte.
 _ASSUMED_PREFILL = {
-    "nvidia-hbm": (0.3, "no current row; between the A100 and the H100 under llama.cpp of May 2024, of which newer builds reach more")
+    "nvidia-unified-vllm": (
+        1.5,
+        "no row; SGLang read prompts there at 0.9 of the FP16 peak in FP8 (Llama 3.3 70B, LMSYS), and other formats are slower",
+    ),
 }
+#: Formats on a processor: as the published ratios to eight bits lie, where a weight costs at least as much as reading 0.7 bytes.
+_CPU_FORMATS = {"16": 1.0, "8": 1.0, "6": 0.9, "4": 0.88, "3": 0.55, "mxfp4": 0.8, "nvfp4": 0.8}
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────
@@ -262,10 +277,11 @@ def _published_row(source: str, rate: PublishedRate) -> dict[str, Any]:
 
 
 def _without_repeats(rows: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
-    """The rows of ``more`` that are not in ``rows`` already: the same machine, rate and depth, and about the same bytes."""
+    """The rows of ``more`` that are not in ``rows`` already: the same machine, rate, depth and layers, and about the same bytes."""
     kept = []
     for row in more.to_dict("records"):
         same = rows[(rows["device_id"] == row["device_id"]) & ((rows["tok_per_s"] / row["tok_per_s"] - 1).abs() < 0.006)]
+        same = same[(same["n_layers"] == row["n_layers"]) & (same["moe"] == row["moe"])]
         same = same[((same["weight_gb"] / row["weight_gb"] - 1).abs() < 0.15) & ((same["depth"] - row["depth"]).abs() <= 300)]
         kept.append(same.empty)
     return more[np.array(kept, dtype=bool)] if len(more) else more
@@ -290,105 +306,126 @@ def _gather_decode(files: Sequence[Path]) -> tuple[pd.DataFrame, dict[str, int]]
     return rows, dropped
 
 
-# ── the fit of decode ─────────────────────────────────────────────────────────────────────────────
+# ── the fit ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class _Decode:
-    """The rows as arrays, and the constants as one vector of logarithms."""
+@dataclass(frozen=True, slots=True)
+class _Term:
+    """A logarithm that is fitted: where it is drawn to and how far it is free, and by how much each row's parts grow with it."""
 
-    def __init__(self, rows: pd.DataFrame, machines: Sequence[str]) -> None:
-        def place(name: str, dtype: type) -> Any:
-            return rows[name].to_numpy(dtype)
+    name: str
+    mean: float
+    free: float
+    parts: Mapping[str, Floats]
 
-        self.machines = list(machines)
-        groups = [predict.group_of(*row) for row in rows[["family", "backend", "engine", "bandwidth_gb_per_s"]].itertuples(index=False, name=None)]
-        self.group = np.array([GROUPS.index(name) for name in groups], dtype=np.intp)
-        where = {name: i for i, name in enumerate(machines)}
-        self.device = np.array([where.get(name, -1) for name in rows["machine"]], dtype=np.intp)
-        self.format = np.array([FORMAT_CLASSES.index(predict.format_class(f)) for f in rows["format"]], dtype=np.intp)
-        self.moe, self.hybrid, self.latent = (place(name, bool) for name in ("moe", "hybrid", "latent"))
-        self.ollama = (rows["engine"] == "ollama").to_numpy(bool)
-        self.weight = 1e9 * place("weight_gb", float)
-        self.kv = 1e9 * place("kv_gb", float)
-        self.layers = place("n_layers", float)
-        self.bandwidth = 1e9 * place("bandwidth_gb_per_s", float)
-        self.measured = place("tok_per_s", float)
-        repeats = rows.groupby(["machine", "backend", "engine", "model_key", "format"])["tok_per_s"].transform("size").to_numpy(float)
-        self.counts = repeats ** ((_REPEATS - 1) / 2)
 
-    def parts(self, x: Floats) -> tuple[Floats, Floats, Floats]:
-        n, m = len(GROUPS), len(self.machines)
-        common, groups = x[:5], x[5 : 5 + 5 * n].reshape(5, n)
-        rest = x[5 + 5 * n :]
-        share, kv_share, layer, moe, hybrid = (np.exp(common[i] + groups[i][self.group]) for i in range(5))
-        device_share = np.exp(np.append(rest[:m], 0.0)[self.device])
-        device_layer = np.exp(np.append(rest[m : 2 * m], 0.0)[self.device])
-        formats = np.exp(rest[2 * m : 2 * m + len(FORMAT_CLASSES)][self.format])
-        ollama, latent = np.exp(rest[-2]), np.exp(rest[-1])
-        factor = device_layer * np.where(self.ollama, ollama, 1) * np.where(self.moe, moe, 1) * np.where(self.hybrid, hybrid, 1)
-        return predict.decode_s(
-            weight_bytes=self.weight,
-            kv_bytes=self.kv,
-            n_layers=self.layers,
-            bandwidth_bytes_per_s=self.bandwidth,
-            share=share * device_share * formats,
-            kv_share=kv_share * device_share * np.where(self.latent, latent, 1),
-            layer_s=1e-6 * layer * factor,
-        )
+class _Fit:
+    """Rows whose time is a sum of parts: a size for each row, times the exponential of its terms."""
 
-    def expected(self, x: Floats) -> Floats:
-        """tok/s, never above what nominal bandwidth allows."""
-        return np.minimum(1 / sum(self.parts(x)), self.bandwidth / (self.weight + self.kv))
+    def __init__(self, rows: pd.DataFrame, sizes: Mapping[str, Floats], terms: Sequence[_Term], cell: Sequence[str], soft: float) -> None:
+        self.names = [term.name for term in terms]
+        self.sizes = {part: size for part, size in sizes.items() if size.any()}
+        self.measured = rows["tok_per_s"].to_numpy(float)
+        none = np.zeros(len(rows))
+        self._grow = {part: np.column_stack([term.parts.get(part, none) for term in terms]) for part in self.sizes}
+        self._mean, self._free = (np.array([getattr(term, name) for term in terms]) for name in ("mean", "free"))
+        # Rows of a cell count together as one.
+        self._count = 1 / np.sqrt(rows.groupby(list(cell))["tok_per_s"].transform("size").to_numpy(float))
+        self._soft = soft
 
-    def fit(self) -> Floats:
+    def parts(self, x: Floats) -> dict[str, Floats]:
+        """Seconds of each part."""
+        return {part: size * np.exp(self._grow[part] @ x) for part, size in self.sizes.items()}
+
+    def seconds(self, x: Floats) -> Floats:
+        total: Floats = np.sum(list(self.parts(x).values()), axis=0)
+        return total
+
+    def solve(self) -> Floats:
+        """The terms that explain the rows best. One that no row has stays at its mean."""
         from scipy.optimize import least_squares
 
-        n, m = len(GROUPS), len(self.machines)
-        start = np.log(np.array(list(_START.values())))
-        free = np.repeat(list(_FREE.values()), n)
-        format_free = np.array([_FORMAT_FREE[name] for name in FORMAT_CLASSES])
-
         def residuals(x: Floats) -> Floats:
-            miss = np.log(sum(self.parts(x)) * self.measured) / _SOFT
-            soft = np.sign(miss) * np.sqrt(2 * (np.sqrt(1 + miss**2) - 1)) * self.counts
-            rest = x[5 + 5 * n :]
-            return np.concatenate(
-                [
-                    soft,
-                    (x[:5] - start) / _START_FREE,
-                    x[5 : 5 + 5 * n] / free,
-                    rest[:m] / _DEVICE_SHARE_FREE,
-                    rest[m : 2 * m] / _DEVICE_LAYER_FREE,
-                    rest[2 * m : 2 * m + len(FORMAT_CLASSES)] / format_free,
-                    rest[-2:] / np.array([0.1, 0.4]),
-                ]
-            )
+            miss = np.log(self.seconds(x) * self.measured) / self._soft
+            soft = np.sign(miss) * np.sqrt(2 * (np.sqrt(1 + miss**2) - 1)) * self._count
+            return np.concatenate([soft, (x - self._mean) / self._free])
 
-        x0 = np.concatenate([start, np.zeros(5 * n + 2 * m + len(FORMAT_CLASSES) + 2)])
-        found: Floats = least_squares(residuals, x0, x_scale="jac", max_nfev=60).x
+        def slopes(x: Floats) -> Floats:
+            parts, seconds = self.parts(x), self.seconds(x)
+            miss = np.log(seconds * self.measured) / self._soft
+            root = np.sqrt(1 + miss**2)
+            # Of sqrt(2 (root - 1)), which is |miss| where that is small.
+            steep = np.where(np.abs(miss) < 1e-4, 1.0, np.abs(miss) / (root * np.sqrt(np.maximum(2 * (root - 1), 1e-12))))
+            by_row = np.sum([(parts[part] / seconds)[:, None] * self._grow[part] for part in parts], axis=0)
+            return np.vstack([(steep * self._count / self._soft)[:, None] * by_row, np.diag(1 / self._free)])
+
+        found: Floats = least_squares(residuals, self._mean, jac=slopes, max_nfev=60, xtol=1e-6, ftol=1e-6).x
         return found
 
 
-def _fit_decode(rows: pd.DataFrame) -> tuple[_Decode, Floats]:
-    data = _Decode(rows, sorted(rows["machine"].unique()))
-    return data, data.fit()
+def _of_group(rows: pd.DataFrame) -> npt.NDArray[np.intp]:
+    wanted = rows[["family", "backend", "engine", "bandwidth_gb_per_s"]].itertuples(index=False, name=None)
+    return np.array([GROUPS.index(predict.group_of(*row)) for row in wanted], dtype=np.intp)
+
+
+def _decode_fit(rows: pd.DataFrame, machines: Sequence[str]) -> _Fit:
+    """The rows of decode with the terms of all groups, formats and these machines; in the same order for any rows."""
+    one, group = np.ones(len(rows)), _of_group(rows)
+    bandwidth = rows["bandwidth_gb_per_s"].to_numpy(float)
+    layers, moe, hybrid = (rows[name].to_numpy(float) for name in ("n_layers", "moe", "hybrid"))
+    sizes: dict[str, Floats] = {
+        "weights": rows["weight_gb"].to_numpy(float) / bandwidth,
+        "cache": rows["kv_gb"].to_numpy(float) / bandwidth,
+        "layers": 1e-6 * layers,
+        "experts": 1e-6 * layers * moe,
+        "states": 1e-6 * layers * hybrid,
+    }
+    per_layer = dict.fromkeys(("layers", "experts", "states"), 1.0)
+    years = rows["device"].map({name: predict.chip_year(name) or predict.MIDDLE_YEAR for name in rows["device"].unique()}).to_numpy(float)
+    terms: list[_Term] = []
+
+    def add(name: str, free: float, growth: npt.NDArray[Any], signs: Mapping[str, float], mean: float = 0.0) -> None:
+        terms.append(_Term(name, mean, free, {part: sign * growth.astype(float) for part, sign in signs.items()}))
+
+    for field, (start, free) in _COMMON.items():
+        add(field, free, one, _PARTS[field], float(np.log(start)))
+    for i, group_name in enumerate(GROUPS):
+        for field, free in _GROUP_FREE.items():
+            add(f"{field} {group_name}", free, group == i, _PARTS[field])
+    classes = rows["format"].map(predict.format_class).to_numpy()
+    for name, free in _FORMAT_FREE.items():
+        add(f"format {name}", free, classes == name, {"weights": -1.0})
+    add("ollama", _OLLAMA_FREE, (rows["engine"] == "ollama").to_numpy(), per_layer)
+    add("latent", _LATENT_FREE, rows["latent"].to_numpy(), {"cache": -1.0})
+    add("old", _OLD_FREE, years < predict.OLD_YEAR, {"weights": -1.0, "cache": -1.0})
+    add("year", _YEAR_FREE, np.maximum(years, predict.OLD_YEAR) - predict.MIDDLE_YEAR, per_layer)
+    for name in machines:
+        own = (rows["machine"] == name).to_numpy()
+        add(f"share of {name}", _DEVICE_SHARE_FREE, own, {"weights": -1.0, "cache": -1.0})
+        add(f"layer of {name}", _DEVICE_LAYER_FREE, own, per_layer)
+    return _Fit(rows, sizes, terms, ["machine", "backend", "engine", "model_key", "format"], _SOFT)
+
+
+def _expected(rows: pd.DataFrame, fit: _Fit, x: Floats) -> pd.DataFrame:
+    """tok/s of each row, never above what nominal bandwidth allows, with the parts of its time."""
+    parts, seconds = fit.parts(x), fit.seconds(x)
+    ceiling = rows["bandwidth_gb_per_s"].to_numpy(float) / (rows["weight_gb"] + rows["kv_gb"]).to_numpy(float)
+    layers = np.sum([parts[name] for name in ("layers", "experts", "states") if name in parts], axis=0)
+    cache = parts.get("cache", np.zeros(len(rows)))
+    found = {"expected": np.minimum(1 / seconds, ceiling), "layers_part": layers / seconds, "kv_part": cache / seconds}
+    return pd.DataFrame(found, index=rows.index)
 
 
 def _left_out(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     """What is expected of each row by constants found without all rows that share its ``by``, with the parts of its time."""
-    found = pd.DataFrame({"expected": np.nan, "layers_part": np.nan, "kv_part": np.nan}, index=rows.index)
+    found = []
     for name in rows[by].unique():
         out = (rows[by] == name).to_numpy()
-        data, x = _fit_decode(rows[~out])
-        there = _Decode(rows[out], data.machines)
-        parts = there.parts(x)
-        seconds = sum(parts)
-        found.loc[out, "expected"] = there.expected(x)
-        found.loc[out, "layers_part"] = parts[1] / seconds
-        found.loc[out, "kv_part"] = parts[2] / seconds
-        found.loc[out, "known"] = there.device >= 0
-    found["known"] = found["known"].astype(bool)
-    return found
+        machines = sorted(rows.loc[~out, "machine"].unique())
+        x = _decode_fit(rows[~out], machines).solve()
+        part = _expected(rows[out], _decode_fit(rows[out], machines), x)
+        found.append(part.assign(known=rows.loc[out, "machine"].isin(machines)))
+    return pd.concat(found).reindex(rows.index)
 
 
 # ── ranges ────────────────────────────────────────────────────────────────────────────────────────
@@ -397,27 +434,32 @@ def _left_out(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 def _fit_range(cases: pd.DataFrame) -> dict[str, Any]:
     """The spread of log(measured / expected) as ``predict.spread`` computes it, and the quantiles of what it leaves.
 
-    ``cases`` are rows that were left out: ``group``, ``moe``, ``layers_part``, ``kv_part``, ``known``, ``miss``, ``count``.
+    ``cases`` are rows that were left out: ``machine``, ``group``, ``moe``, ``layers_part``, ``kv_part``, ``known``, ``miss``.
     """
     from scipy.optimize import minimize
 
     group = cases["group"].to_numpy(np.intp)
-    terms = np.column_stack([cases["moe"], cases["layers_part"], cases["kv_part"], ~cases["known"] & ~cases["moe"]]).astype(float)
-    miss, count = cases["miss"].to_numpy(float), cases["count"].to_numpy(float)
+    unseen = ~cases["known"]
+    terms = np.column_stack([cases["moe"], cases["layers_part"], cases["kv_part"], unseen & ~cases["moe"], unseen & cases["moe"]]).astype(float)
+    miss = cases["miss"].to_numpy(float)
+    # A machine with many rows says more than one with few, but not as much more.
+    count = 1 / np.sqrt(cases.groupby("machine")["miss"].transform("size").to_numpy(float))
     n = len(GROUPS)
 
+    def spread(x: Floats) -> Floats:
+        found: Floats = np.exp(np.maximum(x[0] + x[1 : 1 + n][group] + terms @ x[1 + n :], -3.6))
+        return found
+
     def loss(x: Floats) -> float:
-        log_spread = np.maximum(x[0] + x[1 : 1 + n][group] + terms @ x[1 + n :], -3.6)
-        likelihood = float(np.sum(count * (log_spread + np.abs(miss) / np.exp(log_spread))))
-        return likelihood + float(np.sum(x[1 : 1 + n] ** 2) / (2 * 0.25**2)) + float(np.sum(x[1 + n :] ** 2) / 2)
+        likelihood = float(np.sum(count * (np.log(spread(x)) + np.abs(miss) / spread(x))))
+        return likelihood + float(np.sum(x[1 : 1 + n] ** 2) / (2 * _RANGE_FREE**2)) + float(np.sum(x[1 + n :] ** 2) / 2)
 
     # A machine that nobody measured is never easier to tell.
-    bounds = [(None, None)] * (n + 4) + [(0.0, None)]
-    x = minimize(loss, np.concatenate([[-2.5], np.zeros(n + 4)]), method="L-BFGS-B", bounds=bounds).x
-    spread = np.exp(np.maximum(x[0] + x[1 : 1 + n][group] + terms @ x[1 + n :], -3.6))
-    low, high = _quantiles(miss / spread, count, (0.05, 0.95))
-    groups = {name: round(float(x[0] + x[1 + i] + (_ASSUMED_SPREAD if name in _ASSUMED else 0)), 3) for i, name in enumerate(GROUPS)}
-    named = dict(zip(("moe", "layers", "kv", "unseen"), (round(float(v), 3) for v in x[1 + n :]), strict=True))
+    bounds = [(None, None)] * (n + 4) + [(0.0, None)] * 2
+    x = minimize(loss, np.concatenate([[-2.5], np.zeros(n + 5)]), method="L-BFGS-B", bounds=bounds).x
+    low, high = _quantiles(miss / np.minimum(spread(x), predict.WIDEST), count, (0.05, 0.95))
+    groups = {name: round(float(x[0] + x[1 + i]) + _ASSUMED_SPREAD.get(name, 0.0), 3) for i, name in enumerate(GROUPS)}
+    named = dict(zip(("moe", "layers", "kv", "unseen", "unseen_moe"), (round(float(v), 3) for v in x[1 + n :]), strict=True))
     return {"groups": groups, **named, "low": round(low, 3), "high": round(high, 3)}
 
 
@@ -429,10 +471,14 @@ def _quantiles(values: Floats, counts: Floats, shares: Sequence[float]) -> list[
 
 def _range_of(model: dict[str, Any], cases: pd.DataFrame) -> tuple[Floats, Floats]:
     """Lowest and highest rate over the expected one, by a range model."""
-    base = np.array([model["groups"][name] for name in GROUPS])[cases["group"].to_numpy(np.intp)]
-    log_spread = base + model["moe"] * cases["moe"] + model["layers"] * cases["layers_part"] + model["kv"] * cases["kv_part"]
-    log_spread = (log_spread + model["unseen"] * (~cases["known"] & ~cases["moe"])).to_numpy(float)
-    spread = np.minimum(np.exp(log_spread), predict.WIDEST)
+    spread = predict.spread(
+        RangeModel.model_validate(model | {"coverage": 0.9}),
+        group=cases["group"].to_numpy(np.intp),
+        moe=cases["moe"].to_numpy(bool),
+        layers_part=cases["layers_part"].to_numpy(float),
+        kv_part=cases["kv_part"].to_numpy(float),
+        known=cases["known"].to_numpy(bool),
+    )
     return np.exp(model["low"] * spread), np.exp(model["high"] * spread)
 
 
@@ -573,6 +619,7 @@ def _prefill_row(device_id: str, configuration: str, backend: str, engine: str, 
         "depth": depth,
         "weight_flop": weight_flop,
         "attention_flop": max(0.0, attention),
+        "n_layers": float(model.shape.n_layer if model is not None else sizes["n_layers"]),
         "peak": peak.base("compute") if peak else np.nan,
     }
 
@@ -593,57 +640,43 @@ def _published_prefill() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_PREFILL_START = {"share": 0.5, "attention_share": 0.25, "moe_factor": 0.5}
-_PREFILL_FREE = {"share": 0.5, "attention_share": 0.4, "moe_factor": 0.3}
+#: As those of decode: the shares are for a chip of 100 FLOP per byte, and fall by a power of it.
+_PREFILL_COMMON = {"share": (0.5, 0.6), "attention_share": (0.25, 0.6), "moe_factor": (0.5, 0.6)}
+_PREFILL_GROUP_FREE = {"share": 0.5, "attention_share": 0.4, "moe_factor": 0.3}
+_PREFILL_SLOPE, _PREFILL_LAYERS = (0.5, 0.5), (2.0, 0.7)
 
 
-class _Prefill:
-    """Rows as arrays; shares as logarithms: one of each in common, and per group."""
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        groups = [predict.group_of(*row) for row in rows[["family", "backend", "engine", "bandwidth_gb_per_s"]].itertuples(index=False, name=None)]
-        self.group = np.array([GROUPS.index(name) for name in groups], dtype=np.intp)
-        self.moe = rows["moe"].to_numpy(bool)
-        self.linear_s = rows["weight_flop"].to_numpy(float) / rows["peak"].to_numpy(float)
-        self.attention_s = rows["attention_flop"].to_numpy(float) / rows["peak"].to_numpy(float)
-        self.measured = rows["tok_per_s"].to_numpy(float)
-        repeats = rows.groupby(["machine", "backend", "engine", "model_key"])["tok_per_s"].transform("size").to_numpy(float)
-        self.counts = repeats ** ((_REPEATS - 1) / 2)
-
-    def parts(self, x: Floats) -> tuple[Floats, Floats]:
-        n = len(GROUPS)
-        share, attention, moe = (np.exp(x[i] + x[3 + i * n : 3 + (i + 1) * n][self.group]) for i in range(3))
-        return self.linear_s / (share * np.where(self.moe, moe, 1)), self.attention_s / attention
-
-    def fit(self) -> Floats:
-        from scipy.optimize import least_squares
-
-        n = len(GROUPS)
-        start, free = np.log(list(_PREFILL_START.values())), np.repeat(list(_PREFILL_FREE.values()), n)
-
-        def residuals(x: Floats) -> Floats:
-            miss = np.log(sum(self.parts(x)) * self.measured) / 0.2
-            soft = np.sign(miss) * np.sqrt(2 * (np.sqrt(1 + miss**2) - 1)) * self.counts
-            return np.concatenate([soft, (x[:3] - start) / 0.6, x[3:] / free])
-
-        found: Floats = least_squares(residuals, np.concatenate([start, np.zeros(3 * n)]), x_scale="jac", max_nfev=60).x
-        return found
+def _prefill_fit(rows: pd.DataFrame, layer_us: Floats) -> _Fit:
+    """The rows of prefill with the terms of all groups, in the same order for any rows. A layer takes some times the ``layer_us`` of decode there."""
+    one, group, moe = np.ones(len(rows)), _of_group(rows), rows["moe"].to_numpy(float)
+    peak = rows["peak"].to_numpy(float)
+    sizes: dict[str, Floats] = {
+        "weights": rows["weight_flop"].to_numpy(float) / peak,
+        "attention": rows["attention_flop"].to_numpy(float) / peak,
+        "layers": 1e-6 * layer_us[group] * rows["n_layers"].to_numpy(float) / np.minimum(rows["n_prompt"].to_numpy(float), predict.PREFILL_BATCH),
+    }
+    of_field = {"share": {"weights": -one}, "attention_share": {"attention": -one}, "moe_factor": {"weights": -moe}}
+    terms = [_Term(field, float(np.log(start)), free, of_field[field]) for field, (start, free) in _PREFILL_COMMON.items()]
+    for i, name in enumerate(GROUPS):
+        for field, free in _PREFILL_GROUP_FREE.items():
+            terms.append(_Term(f"{field} {name}", 0.0, free, {part: growth * (group == i) for part, growth in of_field[field].items()}))
+    poor = np.log(peak / (1e9 * rows["bandwidth_gb_per_s"].to_numpy(float)) / predict.USUAL_FLOP_PER_BYTE)
+    terms.append(_Term("slope", *_PREFILL_SLOPE, {"weights": poor, "attention": poor}))
+    terms.append(_Term("layers", float(np.log(_PREFILL_LAYERS[0])), _PREFILL_LAYERS[1], {"layers": one}))
+    return _Fit(rows, sizes, terms, ["machine", "backend", "engine", "model_key"], _PREFILL_SOFT)
 
 
-def _prefill_cases(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+def _prefill_cases(rows: pd.DataFrame, layer_us: Floats, by: str) -> pd.DataFrame:
     """Each row by constants found without those that share its ``by``; a machine that is alone in its group has nothing to be told from."""
     found = []
-    groups = pd.Series(_Prefill(rows).group, index=rows.index)
-    alone = rows["machine"].groupby(groups).transform("nunique") == 1 if by == "machine" else pd.Series(False, index=rows.index)
+    alone = rows["machine"].groupby(_of_group(rows)).transform("nunique") == 1 if by == "machine" else pd.Series(False, index=rows.index)
     for name in rows.loc[~alone, by].unique() if by else [None]:
         out = (rows[by] == name).to_numpy() if by else np.ones(len(rows), dtype=bool)
-        x = _Prefill(rows[~out] if by else rows).fit()
-        there = _Prefill(rows[out])
-        linear, attention = there.parts(x)
-        part = rows[out].assign(group=there.group, count=there.counts**2, layers_part=0.0, kv_part=attention / (linear + attention))
-        part["miss"] = np.log(there.measured * (linear + attention))
-        part["known"] = by != "machine"
-        found.append(part)
+        x = _prefill_fit(rows[~out] if by else rows, layer_us).solve()
+        there = _prefill_fit(rows[out], layer_us)
+        parts, seconds = there.parts(x), there.seconds(x)
+        part = rows[out].assign(group=_of_group(rows[out]), layers_part=parts["layers"] / seconds, miss=np.log(there.measured * seconds))
+        found.append(part.assign(kv_part=parts.get("attention", np.zeros(len(part))) / seconds, known=by != "machine"))
     return pd.concat(found, ignore_index=True)
 
 
@@ -663,7 +696,7 @@ def calibrate(files: Sequence[Path], today: date) -> Calibration:
             raise DataError(f"{path.name}: neither decode_tok_per_s nor tokens_per_s among its columns; see data/README.md")
     rows, dropped = _gather_decode(decode_files)
     fields, cases = _decode_fields(rows)
-    more, more_dropped = _prefill_fields(rows, prefill_files)
+    more, more_dropped = _prefill_fields(rows, np.array([fields["decode"][name]["layer_us"] for name in GROUPS]), prefill_files)
     counted = pd.concat([rows["source"], more.pop("sources")])
     fields["errors"] += more.pop("errors")
     fields["misses"] += more.pop("misses")
@@ -683,46 +716,27 @@ def calibrate(files: Sequence[Path], today: date) -> Calibration:
 
 
 def _decode_fields(rows: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame]:
-    data, x = _fit_decode(rows)
-    n, m = len(GROUPS), len(data.machines)
-    groups, rest = x[5 : 5 + 5 * n].reshape(5, n), x[5 + 5 * n :]
+    machines = sorted(rows["machine"].unique())
+    fit, group = _decode_fit(rows, machines), _of_group(rows)
+    x = fit.solve()
+    term = dict(zip(fit.names, x, strict=True))
     decode: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(GROUPS):
-        inside = rows[data.group == i]
-        values = {field: round(float(np.exp(x[j] + groups[j][i])), 2 if field == "layer_us" else 3) for j, field in enumerate(_FIELDS)}
-        decode[name] = values | {"rows": len(inside), "devices": int(inside["machine"].nunique())}
+        inside = rows[group == i]
+        values = {field: float(np.exp(term[field] + term[f"{field} {name}"])) for field in _COMMON}
+        decode[name] = {field: round(value, 2 if field.endswith("_us") else 3) for field, value in values.items()}
+        decode[name] |= {"rows": len(inside), "devices": int(inside["machine"].nunique())}
         if inside.empty:
-            given, note = _ASSUMED[name]
+            given, note = _ASSUMED.get(name, ({}, "no row; what all groups have in common"))
             decode[name] |= given | {"assumed": True, "note": note}
-    firsts = rows.drop_duplicates("machine").set_index("machine")
-    sizes = rows["machine"].value_counts()
-    devices = [
-        {
-            "name": firsts.loc[name, "device"],
-            "device": firsts.loc[name, "device_id"],
-            "family": firsts.loc[name, "family"],
-            "bandwidth_gb_per_s": float(firsts.loc[name, "bandwidth_gb_per_s"]),
-            "share": round(float(np.exp(rest[i])), 3),
-            "layer": round(float(np.exp(rest[m + i])), 3),
-            "rows": int(sizes[name]),
-            "groups": sorted({GROUPS[g] for g in data.group[(rows["machine"] == name).to_numpy()]}),
-        }
-        for i, name in enumerate(data.machines)
-    ]
-    formats = {name: round(float(np.exp(rest[2 * m + i])), 3) for i, name in enumerate(FORMAT_CLASSES)}
-    parts = data.parts(x)
-    inside_cases = rows.assign(
-        group=data.group,
-        layers_part=parts[1] / sum(parts),
-        kv_part=parts[2] / sum(parts),
-        known=True,
-        miss=np.log(data.measured / data.expected(x)),
-    )
+    ages = {"layer_per_year": round(term["year"], 4), "old_share": round(float(np.exp(term["old"])), 3)}
+    formats = {name: round(float(np.exp(term[f"format {name}"])), 3) for name in FORMAT_CLASSES}
+    inside_cases = rows.assign(group=group, known=True, **_expected(rows, fit, x))
+    inside_cases["miss"] = np.log(inside_cases["tok_per_s"] / inside_cases["expected"])
     left = []
     for by, column in (("device", "machine"), ("model", "model_key")):
         out = _left_out(rows, column)
-        # Every row counts alike: of all rows nine in ten are to lie inside.
-        left.append(rows.assign(group=data.group, count=1.0, **out, miss=np.log(rows["tok_per_s"] / out["expected"]), by=by))
+        left.append(rows.assign(group=group, **out, miss=np.log(rows["tok_per_s"] / out["expected"]), by=by))
     range_model, ranged = _ranged(pd.concat(left, ignore_index=True))
     errors = _errors(inside_cases, "decode", "none")
     misses = []
@@ -732,9 +746,11 @@ def _decode_fields(rows: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame]:
     fields = {
         "decode": decode,
         "formats": formats,
-        "ollama_factor": round(float(np.exp(rest[-2])), 3),
-        "latent_factor": round(float(np.exp(rest[-1])), 3),
-        "devices": devices,
+        "cpu_formats": _CPU_FORMATS,
+        "ollama_factor": round(float(np.exp(term["ollama"])), 3),
+        "latent_factor": round(float(np.exp(term["latent"])), 3),
+        **ages,
+        "devices": _device_factors(rows, group, machines, term),
         "decode_range": range_model,
         "errors": errors,
         "misses": misses,
@@ -742,32 +758,62 @@ def _decode_fields(rows: pd.DataFrame) -> tuple[dict[str, Any], pd.DataFrame]:
     return fields, inside_cases
 
 
-def _prefill_fields(decode: pd.DataFrame, files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, int]]:
+def _device_factors(rows: pd.DataFrame, group: npt.NDArray[np.intp], machines: Sequence[str], term: Mapping[str, float]) -> list[dict[str, Any]]:
+    """What each machine differs from its groups by: its age, and what is its own."""
+    firsts = rows.drop_duplicates("machine").set_index("machine")
+    sizes = rows["machine"].value_counts()
+    found = []
+    for name in machines:
+        year = predict.chip_year(str(firsts.loc[name, "device"]))
+        old, age = (0.0, 0.0) if year is None else (term["old"] * (year < predict.OLD_YEAR), max(year, predict.OLD_YEAR) - predict.MIDDLE_YEAR)
+        found.append(
+            {
+                "name": firsts.loc[name, "device"],
+                "device": firsts.loc[name, "device_id"],
+                "family": firsts.loc[name, "family"],
+                "bandwidth_gb_per_s": float(firsts.loc[name, "bandwidth_gb_per_s"]),
+                "share": round(float(np.exp(term[f"share of {name}"] + old)), 3),
+                "layer": round(float(np.exp(term[f"layer of {name}"] + term["year"] * age)), 3),
+                "rows": int(sizes[name]),
+                "groups": sorted({GROUPS[g] for g in group[(rows["machine"] == name).to_numpy()]}),
+            }
+        )
+    return found
+
+
+def _prefill_fields(decode: pd.DataFrame, layer_us: Floats, files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, int]]:
     read = [prefill_rows(path, decode) for path in files]
     rows = pd.concat([*(r for r in read if len(r)), _published_prefill()], ignore_index=True)
     rows = rows.drop_duplicates(["machine", "backend", "engine", "model_key", "n_prompt", "depth", "tok_per_s"])
     known = rows["peak"].notna()
     rows = rows[known].reset_index(drop=True)
-    data = _Prefill(rows)
-    x, n = data.fit(), len(GROUPS)
+    fit, group = _prefill_fit(rows, layer_us), _of_group(rows)
+    term = dict(zip(fit.names, fit.solve(), strict=True))
     prefill: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(GROUPS):
-        inside = rows[data.group == i]
-        values = {field: round(float(np.exp(x[j] + x[3 + j * n + i])), 3) for j, field in enumerate(_PREFILL_START)}
+        inside = rows[group == i]
+        values = {field: round(float(np.exp(term[field] + term[f"{field} {name}"])), 3) for field in _PREFILL_COMMON}
+        values["layer_us"] = round(float(np.exp(term["layers"]) * layer_us[i]), 1)
         prefill[name] = values | {"rows": len(inside), "devices": int(inside["machine"].nunique())}
         if inside.empty:
-            prefill[name] |= {"assumed": True, "note": "no row; what all groups have in common"}
-        if name in _ASSUMED_PREFILL and inside.empty:
-            prefill[name] |= dict(zip(("share", "note"), _ASSUMED_PREFILL[name], strict=True))
-    left = [_prefill_cases(rows, column).assign(by=by) for by, column in (("device", "machine"), ("model", "model_key"))]
+            share, note = _ASSUMED_PREFILL.get(name, (prefill[name]["share"], "no row; what all groups have in common"))
+            prefill[name] |= {"share": share, "assumed": True, "note": note}
+    left = [_prefill_cases(rows, layer_us, column).assign(by=by) for by, column in (("device", "machine"), ("model", "model_key"))]
     range_model, ranged = _ranged(pd.concat(left, ignore_index=True))
-    empty = {name: round(range_model["groups"][name] + (0.3 if prefill[name]["rows"] == 0 and name not in _ASSUMED else 0), 3) for name in GROUPS}
-    errors = _errors(_prefill_cases(rows, ""), "prefill", "none")
+    no_row = {name for name in GROUPS if prefill[name]["rows"] == 0 and name not in _ASSUMED_SPREAD}
+    groups = {name: round(spread + (_NO_ROW_SPREAD if name in no_row else 0.0), 3) for name, spread in range_model["groups"].items()}
+    errors = _errors(_prefill_cases(rows, layer_us, ""), "prefill", "none")
     misses = []
     for by in ("device", "model"):
         errors += _errors(ranged[ranged["by"] == by], "prefill", by)
         misses += _misses(ranged[ranged["by"] == by], "prefill", by, most=6)
-    fields = {"prefill": prefill, "prefill_range": range_model | {"groups": empty}, "errors": errors, "misses": misses}
+    fields = {
+        "prefill": prefill,
+        "prefill_slope": round(term["slope"], 3),
+        "prefill_range": range_model | {"groups": groups},
+        "errors": errors,
+        "misses": misses,
+    }
     dropped = {"prefill rows of a machine without a known peak": int((~known).sum())}
     return fields | {"n_rows": len(rows), "sources": rows["source"]}, dropped
 

@@ -22,7 +22,7 @@ import pandas as pd
 from nbutils import limits, paths, predict, registry
 from nbutils.errors import NbutilsError, UnknownId, UsageError, did_you_mean
 from nbutils.explain import Line
-from nbutils.places import Place
+from nbutils.places import Place, family_of
 from nbutils.specs import Configuration, Device, Model
 from nbutils.specs_calibration import FORMAT_CLASSES, GROUPS, Calibration
 from nbutils.tensors import Variant, variant
@@ -31,12 +31,15 @@ __all__ = [
     "COLUMNS",
     "GROUP_NAMES",
     "OUTCOMES",
+    "PROMPT_TOKENS",
     "Expected",
+    "Where",
     "constants_table",
     "errors_table",
     "expected",
     "expected_lines",
     "expected_of",
+    "expected_of_stored",
     "expected_or_none",
     "misses_table",
     "naive_and_model",
@@ -44,6 +47,10 @@ __all__ = [
     "predict_file",
     "predicted_frame",
     "range_words",
+    "rate_lines",
+    "typed_facts",
+    "usual_group",
+    "where",
 ]
 
 Phase = Literal["decode", "prefill"]
@@ -115,7 +122,7 @@ _SAME_BANDWIDTH = 0.006
 #: From here the cache is a part of what a token reads that counts.
 _DEEP_TOKENS = 4000
 #: Tokens of a prompt, for the head that only the last one needs.
-_PROMPT_TOKENS = 512
+PROMPT_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +137,7 @@ class Expected:
 
 
 @dataclass(frozen=True, slots=True)
-class _Where:
+class Where:
     """A machine and an engine as numbers."""
 
     group: int
@@ -210,8 +217,8 @@ class _Known:
         stored = what.variant
         key = (what.model_id, stored.format, depth)
         if key not in self._flop:
-            depths = (max(0, depth - _PROMPT_TOKENS // 2), 0)
-            flop, shallow = (limits.prefill_flop(stored, n_tokens=_PROMPT_TOKENS, depth=d) / _PROMPT_TOKENS for d in depths)
+            depths = (max(0, depth - PROMPT_TOKENS // 2), 0)
+            flop, shallow = (limits.prefill_flop(stored, n_tokens=PROMPT_TOKENS, depth=d) / PROMPT_TOKENS for d in depths)
             self._flop[key] = flop, flop - shallow
         return self._flop[key]
 
@@ -282,7 +289,16 @@ def _number(name: str, said: str, *, zero: bool = False) -> float | None:
     return value
 
 
-def _where(known: _Known, device_said: str, bandwidth_said: str, family_said: str, backend_said: str, engine_said: str, format_said: str) -> _Where:
+def _where(
+    known: _Known,
+    device_said: str,
+    bandwidth_said: str,
+    family_said: str,
+    backend_said: str,
+    engine_said: str,
+    format_said: str,
+    typed_peak: float | None = None,
+) -> Where:
     """A machine from the words of a row. ``UsageError`` says what is wrong with them."""
     found = known.calibration
     notes = []
@@ -311,23 +327,24 @@ def _where(known: _Known, device_said: str, bandwidth_said: str, family_said: st
     backend = _backend(backend_said)
     if not backend:
         backend = device.backend if device else _USUAL_BACKEND[family]
-        notes.append(f"backend not given, {_SAID[backend]} is usual there")
+        notes.append(_backend_note(backend))
     engine = _engine(engine_said)
     if not engine:
         engine = _usual_engine(known, format_said)
-        notes.append(f"engine not given, {engine} is usual for it")
+        notes.append(_engine_note(engine))
     if backend == "cpu" and device is not None and device.memory_kind == "discrete" and not bandwidth_said.strip():
         raise UsageError("a processor does not read the card's memory; give its bandwidth_gb_per_s and family cpu")
     _require_runs(family, backend, engine)
     group = predict.group_of(family, backend, engine, gb_per_s)
-    share, layer, measured, note = _factors(found, group, family, gb_per_s, device_id, label)
+    named = label or " ".join((device.name, *device.chip_names) if device else ())
+    share, layer, measured, note = _factors(found, group, family, gb_per_s, device_id, named)
     if engine == "vllm" and group != "nvidia-unified-vllm":
         measured = False
-        notes.append("hardly a rate of vllm there, taken as other programs do")
-    of_prefill = found.prefill[group]  # type: ignore[index]
-    by_prefill = f"{group}: " + ("assumed, " + of_prefill.note if of_prefill.assumed else _counted(of_prefill.rows, of_prefill.devices))
-    peak, most, peak_spread, peak_note = _peaks(known, device, configuration, group, family, gb_per_s)
-    return _Where(
+        notes.append(_VLLM_NOTE)
+    _, by_prefill = _group_words(found, group)
+    typed = None if typed_peak is None else (typed_peak, typed_peak, 0.0, "")
+    peak, most, peak_spread, peak_note = typed or _peaks(known, device, configuration, group, family, gb_per_s)
+    return Where(
         group=GROUPS.index(group),
         bandwidth=1e9 * gb_per_s,
         share=share,
@@ -353,6 +370,24 @@ def _require_runs(family: str, backend: str, engine: str) -> None:
         raise UsageError(f"engine mlx is for Apple machines, not for {family}; llama.cpp runs there")
 
 
+_VLLM_NOTE = "hardly a rate of vllm there, taken as other programs do"
+
+
+def _backend_note(backend: str) -> str:
+    return f"backend not given, {_SAID[backend]} is usual there"
+
+
+def _engine_note(engine: str) -> str:
+    return f"engine not given, {engine} is usual for it"
+
+
+def _group_words(found: Calibration, group: str) -> tuple[str, str]:
+    """What a group's constants rest on, of decode and of prefill."""
+    both = (found.decode[group], found.prefill[group])  # type: ignore[index]
+    decode, prefill = (f"{group}: " + (f"assumed, {g.note}" if g.assumed else _counted(g.rows, g.devices)) for g in both)
+    return decode, prefill
+
+
 def _counted(rows: int, devices: int) -> str:
     return f"{rows} {'rate' if rows == 1 else 'rates'} of {devices} {'machine' if devices == 1 else 'machines'}"
 
@@ -369,45 +404,53 @@ def _family(said: str, backend_said: str) -> str:
     return name
 
 
-def _factors(found: Calibration, group: str, family: str, gb_per_s: float, device_id: str, label: str) -> tuple[float, float, bool, str]:
-    """Factors of a machine: its own, those of the machines with its family and bandwidth, or none; and words."""
+def _factors(found: Calibration, group: str, family: str, gb_per_s: float, device_id: str, named: str) -> tuple[float, float, bool, str]:
+    """Factors of a machine: its own, those of the machines with its family and bandwidth, those of its chip's age, or none; and words."""
     constants = found.decode[group]  # type: ignore[index]
-    words = f"{group}: " + (f"assumed, {constants.note}" if constants.assumed else _counted(constants.rows, constants.devices))
-    own = [d for d in found.devices if (device_id and d.device == device_id) or (label and d.name == label)]
+    words, _ = _group_words(found, group)
+    own = [d for d in found.devices if (device_id and d.device == device_id) or (not device_id and named and d.name == named)]
     if constants.assumed or group in ("cpu", "apple-cpu"):
         return 1.0, 1.0, False, words
     if own:
         here = group in own[0].groups
         return own[0].share, own[0].layer, here, f"{words}, this one {'among them' if here else 'under another program'}"
+    year = predict.chip_year(named)
     if not device_id:
         alike = [d for d in found.devices if d.family == family and abs(d.bandwidth_gb_per_s / gb_per_s - 1) < _SAME_BANDWIDTH]
+        alike = [d for d in alike if year in (None, predict.chip_year(d.name))]
         if alike:
             share, layer = (float(np.exp(np.mean(np.log([getattr(d, name) for d in alike])))) for name in ("share", "layer"))
             return share, layer, False, f"{words}; with that bandwidth {', '.join(d.name for d in alike)}"
-    return 1.0, 1.0, False, f"{words}, none of this one"
+    share, layer = predict.age_factors(found, year)
+    return share, layer, False, f"{words}, none of this one" + (f", a chip of {int(year)}" if year else "")
 
 
 def _peaks(
     known: _Known, device: Device | None, configuration: Configuration | None, group: str, family: str, gb_per_s: float
 ) -> tuple[float, float, float, str]:
     """The dense FP16 peak, the most that any number type gives, how much is unsure of the first (as a logarithm), and words."""
+    own = device.peak(*_FP16, configuration=configuration) if device and group not in _CPU_FLOP_PER_BYTE else None
+    if own is not None:
+        return own.base("compute"), math.inf, 0.0, ""
+    peak, most, spread, words = _peaks_per_byte(known, group, family, gb_per_s)
+    return peak * gb_per_s * 1e9, most * gb_per_s * 1e9, spread, words
+
+
+def _peaks_per_byte(known: _Known, group: str, family: str, gb_per_s: float) -> tuple[float, float, float, str]:
+    """The same in FLOP per byte of bandwidth, where no source says the peak."""
     if group in _CPU_FLOP_PER_BYTE:
         guess = _CPU_FLOP_PER_BYTE[group]
-        return guess * gb_per_s * 1e9, math.inf, _CPU_SPREAD, f"no peak known, {guess:g} FLOP per byte of bandwidth assumed"
-    if device is not None:
-        own = device.peak(*_FP16, configuration=configuration)
-        if own is not None:
-            return own.base("compute"), math.inf, 0.0, ""
+        return guess, math.inf, _CPU_SPREAD, f"no peak known, {guess:g} FLOP per byte of bandwidth assumed"
     typical = known.typical(family)
     if not typical:
-        return 50.0 * gb_per_s * 1e9, math.inf, 1.0, "no peak known, 50 FLOP per byte of bandwidth assumed"
-    most = max(best for *_, best in typical) * gb_per_s * 1e9
+        return 50.0, math.inf, 1.0, "no peak known, 50 FLOP per byte of bandwidth assumed"
+    most = max(best for *_, best in typical)
     same = [(name, ratio) for name, bandwidth, ratio, _ in typical if abs(bandwidth / gb_per_s - 1) < _SAME_BANDWIDTH]
     if same:
-        middle = math.exp(sum(math.log(ratio) for _, ratio in same) / len(same))
-        return middle * gb_per_s * 1e9, most, 0.1, f"peak as of {', '.join(name for name, _ in same)}, which has that bandwidth"
+        middle = math.prod(ratio for _, ratio in same) ** (1 / len(same))
+        return middle, most, 0.1, f"peak as of {', '.join(name for name, _ in same)}, which has that bandwidth"
     middle, spread = known.middle(family)
-    return middle * gb_per_s * 1e9, most, spread, f"peak not known, {middle:.0f} FLOP per byte of bandwidth are typical of {family}"
+    return middle, most, spread, f"peak not known, {middle:.0f} FLOP per byte of bandwidth are typical of {family}"
 
 
 def _flop_per_byte(devices: Sequence[Device], family: str) -> tuple[tuple[str, float, float, float], ...]:
@@ -415,9 +458,7 @@ def _flop_per_byte(devices: Sequence[Device], family: str) -> tuple[tuple[str, f
     for device in devices:
         configuration = device.configuration()
         gb_per_s = configuration.bandwidth_bytes_per_s / 1e9
-        hbm = gb_per_s >= predict.HBM_GB_PER_S
-        wanted = {"nvidia-hbm": device.family == "nvidia-discrete" and hbm, "nvidia-discrete": device.family == "nvidia-discrete" and not hbm}
-        if not wanted.get(family, device.family == family):
+        if family_of(device, configuration) != family:
             continue
         peak = device.peak(*_FP16, configuration=configuration)
         best = device.peak(*_ANY_TYPE, configuration=configuration)
@@ -590,9 +631,9 @@ def _column(cases: _Cases, said: pd.DataFrame, name: str, *, zero: bool = False)
     return np.where(wrong, np.nan, values)
 
 
-def _fill_places(known: _Known, cases: _Cases, said: pd.DataFrame) -> list[_Where | None]:
+def _fill_places(known: _Known, cases: _Cases, said: pd.DataFrame) -> list[Where | None]:
     keys = list(zip(*(said[name] for name in ("device", "bandwidth_gb_per_s", "family", "backend", "engine", "format")), strict=True))
-    answers: dict[tuple[str, ...], _Where | str] = {}
+    answers: dict[tuple[str, ...], Where | str] = {}
     for key in dict.fromkeys(keys):
         try:
             answers[key] = _where(known, *key)
@@ -607,13 +648,17 @@ def _fill_places(known: _Known, cases: _Cases, said: pd.DataFrame) -> list[_Wher
             cases.problem[i] = w
         else:
             notes[i] = w.notes[int(cases.prefill[i])]
-    for name in ("group", "bandwidth", "share", "layer", "known", "ollama", "peak", "most", "peak_spread"):
-        getattr(cases, name)[whole] = [getattr(places[i], name) for i in whole]
+    _put_places(cases, whole, [w for w in places if w is not None])
     cases.notes.append(notes)
     return places
 
 
-def _fill_models(known: _Known, cases: _Cases, said: pd.DataFrame, places: Sequence[_Where | None], depth: predict.Floats) -> None:
+def _put_places(cases: _Cases, rows: Sequence[int], places: Sequence[Where]) -> None:
+    for name in ("group", "bandwidth", "share", "layer", "known", "ollama", "peak", "most", "peak_spread"):
+        getattr(cases, name)[rows] = [getattr(place, name) for place in places]
+
+
+def _fill_models(known: _Known, cases: _Cases, said: pd.DataFrame, places: Sequence[Where | None], depth: predict.Floats) -> None:
     """Rows that name a model of the registry."""
     notes = np.full(len(said), "", dtype=object)
     models, formats = said["model"].to_numpy(object), said["format"].to_numpy(object)
@@ -630,16 +675,20 @@ def _fill_models(known: _Known, cases: _Cases, said: pd.DataFrame, places: Seque
             cases.problem[i] = str(error)
             continue
         notes[i] = what.note
-        cases.weight[i], cases.n_layers[i], cases.format[i] = what.weight, what.n_layers, what.format_index
-        cases.moe[i], cases.hybrid[i], cases.latent[i] = what.moe, what.hybrid, what.latent
-        if cases.prefill[i]:
-            cases.flop[i], cases.attention[i], cases.ceiling[i] = _prefill_of(known, what, place, int(depth[i]))
-        else:
-            cases.kv[i] = limits.kv_bytes_read(what.variant.shape, int(depth[i]))
+        _put_model(known, cases, int(i), what, place, int(depth[i]))
     cases.notes.append(notes)
 
 
-def _prefill_of(known: _Known, what: _What, place: _Where, depth: int) -> tuple[float, float, float]:
+def _put_model(known: _Known, cases: _Cases, i: int, what: _What, place: Where, depth: int) -> None:
+    cases.weight[i], cases.n_layers[i], cases.format[i] = what.weight, what.n_layers, what.format_index
+    cases.moe[i], cases.hybrid[i], cases.latent[i] = what.moe, what.hybrid, what.latent
+    if cases.prefill[i]:
+        cases.flop[i], cases.attention[i], cases.ceiling[i] = _prefill_of(known, what, place, depth)
+    else:
+        cases.kv[i] = limits.kv_bytes_read(what.variant.shape, depth)
+
+
+def _prefill_of(known: _Known, what: _What, place: Where, depth: int) -> tuple[float, float, float]:
     """FLOP of a token in weights and in attention, and the ceiling in tok/s; infinite where no peak is known."""
     stored, most = what.variant, place.most
     flop, attention = known.flop(what, depth)
@@ -759,6 +808,8 @@ def _prefill(found: Calibration, cases: _Cases, rows: predict.Bools) -> predict.
         weight_flop=cases.flop[rows],
         attention_flop=cases.attention[rows],
         peak_flop_per_s=cases.peak[rows],
+        bandwidth_bytes_per_s=cases.bandwidth[rows],
+        n_layers=cases.n_layers[rows],
         ceiling=cases.ceiling[rows],
         moe=cases.moe[rows],
         known=cases.known[rows],
@@ -801,10 +852,54 @@ def expected(
     place: Place | str, model_id: str, format_id: str = "", *, depth: int = 0, engine: str = "", backend: str = "", phase: Phase = "decode"
 ) -> Expected:
     """What to expect of one model on one machine: a registry id or a ``Place``. ``UsageError`` for what has no answer."""
-    if isinstance(place, Place):
-        gb_per_s = "" if place.bandwidth_bytes_per_s is None else f"{place.bandwidth_bytes_per_s / 1e9:g}"
-        return _expected(str(paths.data_dir()), place.device_id, gb_per_s, model_id, format_id, depth, engine, backend, phase)
-    return _expected(str(paths.data_dir()), place, "", model_id, format_id, depth, engine, backend, phase)
+    return _expected(_known(), _said(place), backend, engine, model_id, format_id, depth, phase)
+
+
+def usual_group(family: str, engine: str, bandwidth_gb_per_s: float) -> str:
+    """Which constants a family has with the backend that is usual there."""
+    return predict.group_of(family, _USUAL_BACKEND[family], engine, bandwidth_gb_per_s)
+
+
+def typed_facts() -> dict[str, Any]:
+    """All that ``where`` makes of a machine which somebody describes, as plain values, for a program that cannot ask it.
+
+    ``families``: by engine the group, and the one from ``HBM_GB_PER_S`` on where that is another, with words and whether machines have factors there;
+    the devices of the family with GB/s, FP16 FLOP per byte and their best in any type; what stands for a peak where none has that bandwidth.
+    ``devices``: name, family, GB/s and factors of the machines that constants were fitted to. ``cpu_groups``: groups without a known peak.
+    """
+    known = _known()
+    found = known.calibration
+    families = {}
+    for family in predict.FAMILIES:
+        engines = {}
+        for engine in ("llama.cpp", "mlx" if family == "apple" else "vllm"):
+            groups = dict.fromkeys(usual_group(family, engine, gb_per_s) for gb_per_s in (1.0, predict.HBM_GB_PER_S))
+            engines[engine] = [_group_facts(found, family, engine, group) for group in groups]
+        group = usual_group(family, "llama.cpp", 1.0)
+        typical = known.typical(family)
+        ratio, most, spread, words = _peaks_per_byte(known, group, family, 1.0)  # no device has 1 GB/s
+        families[family] = {
+            "engines": engines,
+            "typical": [] if group in _CPU_FLOP_PER_BYTE else typical,
+            "otherwise": {"flop_per_byte": ratio, "most": None if math.isinf(most) else most, "spread": spread, "words": words},
+        }
+    devices = [(d.name, d.family, d.bandwidth_gb_per_s, d.share, d.layer) for d in found.devices]
+    constants = {"same_bandwidth": _SAME_BANDWIDTH, "hbm_gb_per_s": predict.HBM_GB_PER_S, "cpu_groups": list(_CPU_FLOP_PER_BYTE)}
+    return {"families": families, "devices": devices, **constants}
+
+
+def _group_facts(found: Calibration, family: str, engine: str, group: str) -> dict[str, Any]:
+    decode, prefill = _group_words(found, group)
+    notes = [_backend_note(_USUAL_BACKEND[family]), _engine_note(engine)]
+    if engine == "vllm" and group != "nvidia-unified-vllm":
+        notes.append(_VLLM_NOTE)
+    has_factors = not (found.decode[group].assumed or group in _CPU_FLOP_PER_BYTE)  # type: ignore[index]
+    return {"group": group, "decode": decode, "prefill": prefill, "notes": "; ".join(notes), "has_factors": has_factors}
+
+
+def where(place: Place | str, format_id: str, *, engine: str = "", backend: str = "") -> Where:
+    """A machine as the numbers of a prediction, under the engine that opens the format. ``UsageError`` for what has no answer."""
+    return _where_said(_known(), _said(place), backend, engine, format_id)
 
 
 def expected_or_none(place: Place | str, model_id: str, format_id: str = "", *, depth: int = 0, phase: Phase = "decode") -> Expected | None:
@@ -830,9 +925,29 @@ def expected_of(cells: Sequence[tuple[Variant, Place, int]]) -> list[dict[str, f
     ]
 
 
+def expected_of_stored(stored: Variant, place: Place, *, depth: int = 0, phase: Phase = "decode") -> Expected:
+    """The same for one of them, of either phase. ``UsageError`` for what has no answer."""
+    if stored.name in registry.model_ids():
+        return expected(place, stored.name, stored.format, depth=depth, phase=phase)
+    case = _case_of(stored, place, depth, by_name=False) | {"phase": phase}
+    if phase == "prefill":
+        case["active_params_b"] = f"{stored.n_active_parameters / 1e9:g}"
+    row = predict_cases(pd.DataFrame([case])).iloc[0]
+    if math.isnan(row["expected_tok_per_s"]):
+        raise UsageError(str(row["basis"]))
+    return Expected(
+        ceiling_tok_per_s=None if math.isnan(row["ceiling_tok_per_s"]) else float(row["ceiling_tok_per_s"]),
+        expected_tok_per_s=float(row["expected_tok_per_s"]),
+        low_tok_per_s=float(row["low_tok_per_s"]),
+        high_tok_per_s=float(row["high_tok_per_s"]),
+        basis=str(row["basis"]),
+    )
+
+
 def _case_of(stored: Variant, place: Place, depth: int, *, by_name: bool) -> dict[str, str]:
     """A row of ``predict_cases``."""
     row = {"device": place.device_id if place.device else "", "format": stored.format, "phase": "decode", "depth": str(depth)}
+    row |= {"family": place.family} if place.family and not place.device else {}
     if place.bandwidth_bytes_per_s is not None:
         row["bandwidth_gb_per_s"] = f"{place.bandwidth_bytes_per_s / 1e9:g}"
     if by_name:
@@ -853,41 +968,80 @@ def range_words(found: Expected | None) -> str:
     return f"{found.expected_tok_per_s:,.{digits}f} ({found.low_tok_per_s:,.{digits}f} to {found.high_tok_per_s:,.{digits}f})"
 
 
+#: Device, bandwidth in GB/s and family as a row says them, and a peak that somebody typed.
+_Said = tuple[str, str, str, float | None]
+
+
+def _said(place: Place | str) -> _Said:
+    if isinstance(place, str):
+        return place, "", "", None
+    gb_per_s = "" if place.bandwidth_bytes_per_s is None else f"{place.bandwidth_bytes_per_s / 1e9!r}"
+    if place.device is None and place.family:
+        return "", gb_per_s, place.family, place.typed_peak_flop_per_s
+    return place.device_id, gb_per_s, "", None
+
+
+def _known() -> _Known:
+    """The registry, read again where its constants were written anew."""
+    return _known_of(str(paths.data_dir()), (paths.data_dir() / "calibration.yaml").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _known_of(_registry: str, _mtime_ns: int) -> _Known:
+    return _Known()
+
+
+@lru_cache(maxsize=1024)
+def _where_said(known: _Known, said: _Said, backend: str, engine: str, format_id: str) -> Where:
+    device, gb_per_s, family, typed_peak = said
+    return _where(known, device, gb_per_s, family, backend, engine, format_id, typed_peak)
+
+
 @lru_cache(maxsize=8192)
-def _expected(
-    _registry: str, device: str, gb_per_s: str, model_id: str, format_id: str, depth: int, engine: str, backend: str, phase: Phase
-) -> Expected:
-    row = {"device": device, "bandwidth_gb_per_s": gb_per_s, "model": model_id, "format": format_id, "depth": str(depth)}
-    row |= {"engine": engine, "backend": backend, "phase": phase}
-    answer = predict_cases(pd.DataFrame([row])).iloc[0]
-    if math.isnan(answer["expected_tok_per_s"]):
-        raise UsageError(str(answer["basis"]))
-    ceiling = float(answer["ceiling_tok_per_s"])
+def _expected(known: _Known, said: _Said, backend: str, engine: str, model_id: str, format_id: str, depth: int, phase: Phase) -> Expected:
+    """One case, by the arrays of many."""
+    _number("depth", str(depth), zero=True)
+    where = _where_said(known, said, backend, engine, format_id)
+    what = known.model(model_id, format_id, where.engine)
+    cases = _Cases(1)
+    cases.prefill[0] = phase == "prefill"
+    _put_places(cases, [0], [where])
+    # Numbers may be anything; what overflows is told below.
+    with np.errstate(all="ignore"):
+        _put_model(known, cases, 0, what, where, depth)
+        found = (_prefill if phase == "prefill" else _decode)(known.calibration, cases, np.ones(1, dtype=bool))
+    ceiling, expected, low, high = (float(values[0]) for values in (found.ceiling, found.expected, found.low, found.high))
+    if not (low > 0 and math.isfinite(expected)):
+        raise UsageError("numbers too large or too small for a rate")
     return Expected(
-        ceiling_tok_per_s=None if math.isnan(ceiling) else ceiling,
-        expected_tok_per_s=float(answer["expected_tok_per_s"]),
-        low_tok_per_s=float(answer["low_tok_per_s"]),
-        high_tok_per_s=float(answer["high_tok_per_s"]),
-        basis=str(answer["basis"]),
+        ceiling_tok_per_s=ceiling if math.isfinite(ceiling) else None,
+        expected_tok_per_s=expected,
+        low_tok_per_s=low,
+        high_tok_per_s=high,
+        basis="; ".join(filter(None, (where.notes[int(phase == "prefill")], what.note))),
     )
 
 
 def expected_lines(
-    device_id: str, model_id: str, format_id: str = "", *, depth: int = 0, engine: str = "", backend: str = "", phase: Phase = "decode"
+    place: Place | str, model_id: str, format_id: str = "", *, depth: int = 0, engine: str = "", backend: str = "", phase: Phase = "decode"
 ) -> list[Line]:
     """One prediction, line by line."""
-    answer = expected(device_id, model_id, format_id, depth=depth, engine=engine, backend=backend, phase=phase)
-    known = _Known()
+    known, said = _known(), _said(place)
+    answer = _expected(known, said, backend, engine, model_id, format_id, depth, phase)
     found = known.calibration
-    where = _where(known, device_id, "", "", backend, engine, format_id)
+    where = _where_said(known, said, backend, engine, format_id)
     what = known.model(model_id, format_id, where.engine)
     group = GROUPS[where.group]
     source = f"data/calibration.yaml, {found.fitted}"
     lines = (
         _prefill_lines(known, where, what, group, depth, source) if phase == "prefill" else _decode_lines(found, where, what, group, depth, source)
     )
+    return [*lines, *rate_lines(answer)]
+
+
+def rate_lines(answer: Expected) -> list[Line]:
+    """A rate, its range, and what they rest on."""
     return [
-        *lines,
         Line("expected", answer.expected_tok_per_s, "tok/s", "one over their sum, at most the ceiling"),
         Line("lowest", answer.low_tok_per_s, "tok/s", "one rate in twenty is below"),
         Line("highest", answer.high_tok_per_s, "tok/s", "one rate in twenty is above"),
@@ -895,7 +1049,7 @@ def expected_lines(
     ]
 
 
-def _decode_lines(found: Calibration, where: _Where, what: _What, group: str, depth: int, source: str) -> list[Line]:
+def _decode_lines(found: Calibration, where: Where, what: _What, group: str, depth: int, source: str) -> list[Line]:
     one = np.ones(1)
     chosen = predict.constants(
         found,
@@ -926,19 +1080,23 @@ def _decode_lines(found: Calibration, where: _Where, what: _What, group: str, de
     ]
 
 
-def _prefill_lines(known: _Known, where: _Where, what: _What, group: str, depth: int, source: str) -> list[Line]:
+def _prefill_lines(known: _Known, where: Where, what: _What, group: str, depth: int, source: str) -> list[Line]:
     flop, attention, ceiling = _prefill_of(known, what, where, depth)
     constants = known.calibration.prefill[group]  # type: ignore[index]
-    share = constants.share * (constants.moe_factor if what.moe else 1)
+    rich = float(predict.richness(known.calibration, np.array([where.peak]), np.array([where.bandwidth]))[0])
+    share = constants.share * rich * (constants.moe_factor if what.moe else 1)
+    layers_s = 1e-6 * what.n_layers * constants.layer_us / predict.PREFILL_BATCH
+    reached = f"{group}, at {where.peak / where.bandwidth:.0f} FLOP per byte"
     return [
         Line("arithmetic of weights", round(flop), "FLOP/token", "two per active weight"),
         Line("arithmetic of attention", round(attention), "FLOP/token", f"depth {depth:,}"),
         Line("peak", round(where.peak), "FLOP/s", where.peak_note or "dense FP16"),
         Line("ceiling", ceiling if math.isfinite(ceiling) else None, "tok/s", "by the best peak that the format's kernels may use"),
-        Line("share for weights", share, "", f"{group}" + (", mixture of experts" if what.moe else ""), source),
+        Line("share for weights", share, "", reached + (", mixture of experts" if what.moe else ""), source),
         Line("weights take", 1e3 * flop / (share * where.peak), "ms/token", "FLOP / (share x peak)"),
-        Line("share for attention", constants.attention_share, "", "", source),
-        Line("attention takes", 1e3 * attention / (constants.attention_share * where.peak), "ms/token", "FLOP / (share x peak)"),
+        Line("share for attention", constants.attention_share * rich, "", "", source),
+        Line("attention takes", 1e3 * attention / (constants.attention_share * rich * where.peak), "ms/token", "FLOP / (share x peak)"),
+        Line("layers take", 1e3 * layers_s, "ms/token", f"{what.n_layers:.0f} of them, for every {predict.PREFILL_BATCH} tokens", source),
     ]
 
 
@@ -953,7 +1111,8 @@ GROUP_NAMES = {
     "nvidia-unified-vllm": "NVIDIA unified, vLLM",
     "apple": "Apple, llama.cpp",
     "apple-mlx": "Apple, MLX",
-    "amd-discrete": "AMD card",
+    "amd-discrete-rocm": "AMD card, ROCm",
+    "amd-discrete-vulkan": "AMD card, Vulkan",
     "amd-unified-rocm": "AMD unified, ROCm",
     "amd-unified-vulkan": "AMD unified, Vulkan",
     "intel": "Intel",
@@ -1064,8 +1223,8 @@ def constants_table() -> _Table:
             "devices": group.devices,
             "share": group.share,
             "layer_us": group.layer_us,
-            "moe": group.layer_us * group.moe_factor,
-            "hybrid": group.layer_us * group.hybrid_factor,
+            "moe": group.layer_us + group.moe_us,
+            "hybrid": group.layer_us + group.hybrid_us,
             "kv_share": group.kv_share,
             "note": group.note,
         }

@@ -33,7 +33,8 @@ Group = Literal[
     "nvidia-unified-vllm",
     "apple",
     "apple-mlx",
-    "amd-discrete",
+    "amd-discrete-rocm",
+    "amd-discrete-vulkan",
     "amd-unified-rocm",
     "amd-unified-vulkan",
     "intel",
@@ -52,10 +53,10 @@ class DecodeGroup(Frozen):
     #: Of the nominal bandwidth, while weights are read, and while K and V are.
     share: Share
     kv_share: Share
-    #: What a layer takes besides, in microseconds; and by how much more where it has experts, and where it keeps a recurrent state.
+    #: What a layer takes besides, in microseconds; what comes on top where it has experts, and where it keeps a recurrent state.
     layer_us: Number
-    moe_factor: Number
-    hybrid_factor: Number
+    moe_us: Number
+    hybrid_us: Number
     #: What they come from. ``assumed`` ones have no row here; ``note`` says where they are from.
     rows: int = Field(ge=0)
     devices: int = Field(ge=0)
@@ -64,12 +65,14 @@ class DecodeGroup(Frozen):
 
 
 class PrefillGroup(Frozen):
-    """Constants of prefill: shares of the dense FP16 peak."""
+    """Constants of prefill: shares of the dense FP16 peak, for a chip of 100 FLOP per byte."""
 
     share: Share
     attention_share: Share
     #: Of ``share``, for a mixture of experts.
     moe_factor: Number
+    #: What a layer takes besides for every 512 tokens, in microseconds.
+    layer_us: Number
     rows: int = Field(ge=0)
     devices: int = Field(ge=0)
     assumed: bool = False
@@ -77,7 +80,7 @@ class PrefillGroup(Frozen):
 
 
 class DeviceFactor(Frozen):
-    """How one machine of the rows differs from its group: factors of the share and of the time of a layer, drawn towards 1."""
+    """How one machine of the rows differs from its group: factors of the share and of the time of a layer, drawn towards those of its age."""
 
     name: Line
     #: Empty where the registry does not have it.
@@ -102,8 +105,9 @@ class RangeModel(Frozen):
     #: Times the part of the expected time that the layers' own cost is, and that K and V are.
     layers: float
     kv: float
-    #: For a dense model on a machine that is not among the rows; mixtures of experts are as hard to tell on a known one.
+    #: On a machine that is not among the rows: for a dense model, and for a mixture of experts.
     unseen: float
+    unseen_moe: float
     low: float = Field(lt=0)
     high: float = Field(gt=0)
     #: Coverage over rows that were left out, each range from the other devices' rows.
@@ -153,11 +157,18 @@ class Calibration(Frozen):
     decode: dict[Group, DecodeGroup]
     #: Factors of the share by class of format; of the layer's time under Ollama; of the share of K and V under latent attention.
     formats: dict[str, Number]
+    #: The same where a processor unpacks them.
+    cpu_formats: dict[str, Number]
     ollama_factor: Number
     latent_factor: Number
+    #: Of the time of a layer, as a logarithm per year of the chip from 2023 on; of the share, for chips before 2018.
+    layer_per_year: float
+    old_share: Number
     devices: tuple[DeviceFactor, ...]
     decode_range: RangeModel
     prefill: dict[Group, PrefillGroup]
+    #: By which power of FLOP per byte the shares fall.
+    prefill_slope: float
     prefill_range: RangeModel
     errors: tuple[CalibrationError, ...]
     misses: tuple[Miss, ...]
@@ -168,7 +179,8 @@ class Calibration(Frozen):
             missing: list[str] = sorted(set(GROUPS) - found.keys())
             if missing:
                 raise ValueError(f"{name}: {missing[0]!r} is missing; it needs every group: {', '.join(GROUPS)}")
-        lacking: list[str] = sorted(set(FORMAT_CLASSES) - self.formats.keys())
-        if lacking:
-            raise ValueError(f"formats: {lacking[0]!r} is missing; it needs {', '.join(FORMAT_CLASSES)}")
+        for name, factors in (("formats", self.formats), ("cpu_formats", self.cpu_formats)):
+            lacking: list[str] = sorted(set(FORMAT_CLASSES) - factors.keys())
+            if lacking:
+                raise ValueError(f"{name}: {lacking[0]!r} is missing; it needs {', '.join(FORMAT_CLASSES)}")
         return self

@@ -229,7 +229,7 @@ def make_bench(**changes: Any) -> BenchRecord:
         "model_type": "qwen3 8B Q4_K - Medium",
         "model_size": 5_000_000_000,
         "model_n_params": 8_000_000_000,
-        "settings": {"n_batch": 2048, "n_threads": 2, "type_k": "f16", "flash_attn": -1},
+        "settings": {"n_batch": 2048, "n_ubatch": 512, "n_threads": 2, "n_gpu_layers": 0, "type_k": "f16", "type_v": "f16", "flash_attn": -1},
         "tests": (
             BenchTest(
                 n_prompt=512, n_gen=0, n_depth=0, test_time=when, avg_ns=2 * 10**9, stddev_ns=14_142_135, samples_ns=(199 * 10**7, 201 * 10**7)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -19,8 +20,8 @@ from hypothesis import strategies as st
 
 from helpers import copy_of_data, each_record, make_bench, make_record, make_served, make_sustain
 from nbutils import records
-from nbutils.errors import DataError, UnknownId, UsageError
-from nbutils.specs import AnyRecord, NamedRun, Record
+from nbutils.errors import DataError, UsageError
+from nbutils.specs import AnyRecord, Gpu, NamedRun, Record
 
 
 @pytest.fixture
@@ -202,77 +203,95 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     assert everything_in(tmp_path) == []
 
 
-# ── submit ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_submitted_record_lies_under_its_device_unchanged(home: Path, data: Path) -> None:
-    path = records.write(with_machine(device="dgx-spark"))
-    target = records.submit(path)
-    assert target == data / "records" / "dgx-spark" / path.name
-    assert target.read_bytes() == path.read_bytes()
-    run = NamedRun(id="a", name="A", description="x", records=(f"dgx-spark/{path.name}",))
-    assert records.load_named(run) == [records.read(path)]
-
-
-def test_a_record_is_submitted_once(home: Path, data: Path) -> None:
-    path = records.write(make_record())
-    target = records.submit(path)
-    before = target.stat().st_mtime_ns
-    with pytest.raises(UsageError, match="is already in data/records/unlisted; records are append-only"):
-        records.submit(path)
-    assert target.stat().st_mtime_ns == before
-
-
-def test_a_record_from_the_future_is_refused(home: Path, data: Path) -> None:
-    path = records.write(make_record())
-    created = make_record().created
-    with pytest.raises(DataError, match=r"made in the future \(2026-01-05 12:00 UTC\); set the clock and measure again"):
-        records.submit(path, now=created - timedelta(hours=1, seconds=1))
-    assert not (data / "records").exists()
-    assert records.submit(path, now=created - timedelta(minutes=59)).is_file()
-
-
-def test_the_future_is_told_in_utc(home: Path, data: Path) -> None:
-    path = records.write(make_record(created=datetime(2026, 1, 5, 14, tzinfo=timezone(timedelta(hours=2)))))
-    with pytest.raises(DataError, match="2026-01-05 12:00 UTC"):
-        records.submit(path, now=datetime(2026, 1, 1, tzinfo=UTC))
-
-
-def test_a_device_that_is_not_in_the_registry_is_refused(home: Path, data: Path) -> None:
-    path = records.write(with_machine(device="dgx-sprak"))
-    with pytest.raises(UnknownId, match="did you mean 'dgx-spark'"):
-        records.submit(path)
-    assert not (data / "records").exists()
-
-
-def test_an_edited_record_is_not_submitted(home: Path, data: Path) -> None:
-    path = rewritten(records.write(make_record()), '"n_cores":2', '"n_cores":4')
-    with pytest.raises(DataError, match="records are never edited"):
-        records.submit(path)
-    assert not (data / "records").exists()
-
-
-def test_a_path_without_a_record_is_a_wrong_call(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'nbutils records list' shows this machine's own"):
-        records.submit(tmp_path / "none.json")
-
-
-def test_a_submission_that_fails_halfway_leaves_nothing(home: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = records.write(make_record())
-
-    def full(self: Path, *arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises((OSError, DataError)):
-        records.submit(path)
-    monkeypatch.undo()
-    assert everything_in(data / "records") == []
+# ── writing, whatever happens ─────────────────────────────────────────────────────────────────────
 
 
 def test_a_record_readable_by_all_is_what_a_write_leaves(tmp_path: Path) -> None:
     if os.name == "posix":
         assert records.write(make_record(), tmp_path).stat().st_mode & 0o777 == 0o644
+
+
+def test_what_no_folder_takes_is_kept_among_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk of the records is full, the one of temporary files is not: minutes of measuring are not lost."""
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if target.is_relative_to(tmp_path / "store"):
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(DataError, match=r"No space left on device; it is kept as .*\.json: make room, then move it there") as caught:
+        records.write(make_record(), tmp_path / "store")
+    assert everything_in(tmp_path / "store") == []
+    (kept,) = tmp_path.glob("nbutils-*/*.json")
+    assert str(kept) in str(caught.value)
+    assert records.read(kept) == make_record()
+
+
+CHILD = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from helpers import make_record
+from nbutils import records
+"""
+
+
+def child(code: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CHILD + code, str(Path(__file__).parent), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_file_system_that_ends_in_the_middle_of_a_record_leaves_none(tmp_path: Path) -> None:
+    """The kernel itself refuses to write on: a limit on the size of files stands in for a full disk, for which one would have to be root."""
+    pytest.importorskip("resource")
+    code = """
+import resource, tempfile
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+tempfile.tempdir = sys.argv[2]
+from nbutils.errors import DataError
+try:
+    records.write(make_record(), Path(sys.argv[2]) / "store")
+except DataError as error:
+    print(error)
+"""
+    said, err = child(code, tmp_path).communicate(timeout=60)
+    assert said.endswith(": File too large; nothing was kept\n"), err
+    assert everything_in(tmp_path) == []
+
+
+def test_two_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
+    """Both write thirty records of their own into one folder and, over each other, the same thirty."""
+    code = """
+print("ready", flush=True)
+input()
+for i in range(30):
+    records.write(make_record(sample_text=f"both {i}"), Path(sys.argv[2]))
+    records.write(make_record(sample_text=f"{sys.argv[3]} {i}"), Path(sys.argv[2]))
+"""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHILD + code, str(Path(__file__).parent), str(tmp_path), name],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for name in ("first", "second")
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    assert [process.wait(timeout=60) for process in both] == [0, 0]
+    for process in both:
+        process.communicate()
+    said = sorted(records.read(path).sample_text for path in tmp_path.iterdir())
+    assert said == sorted(f"{who} {i}" for who in ("both", "first", "second") for i in range(30))
 
 
 def test_make_record_refuses_a_field_that_does_not_exist() -> None:
@@ -299,12 +318,6 @@ def test_a_record_of_every_kind_comes_back_as_it_was(make: Callable[..., AnyReco
     assert records.list_records() == [path]
     kind = "" if record.kind == "run" else f"{record.kind}-"
     assert path.name.startswith(f"20260105T120000Z-{kind}{records.subject_of(record)[0].lower().replace('_', '-')}")
-
-
-@each_record
-def test_a_record_of_every_kind_is_submitted_to_its_device(make: Callable[..., AnyRecord], home: Path, data: Path) -> None:
-    path = records.write(make())
-    assert records.submit(path).relative_to(data).as_posix() == f"records/{records.device_of(make())}/{path.name}"
 
 
 @pytest.mark.parametrize("make", [make_sustain, make_served, make_bench])
@@ -368,9 +381,104 @@ def test_values_that_json_cannot_hold_are_refused_though_they_can_be_read(value:
 
 
 def test_a_named_run_holds_runs_only(home: Path, data: Path) -> None:
-    target = records.submit(records.write(make_sustain()))
+    target = records.write(make_sustain(), data / "records" / "unlisted")
     with pytest.raises(DataError, match="of the kind 'sustain', not of a run"):
         records.load_named(NamedRun(id="a", name="A", description="x", records=(f"unlisted/{target.name}",)))
+
+
+# ── the quick way to read, and the thorough one ───────────────────────────────────────────────────
+
+
+@each_record
+def test_a_record_reads_the_same_whether_its_bytes_are_ours_or_not(make: Callable[..., AnyRecord], tmp_path: Path) -> None:
+    path = records.write(make(), tmp_path)
+    assert records._as_written(path.name, path.read_bytes()) == make(), "the quick way takes it"
+    path.write_text(json.dumps(json.loads(path.read_bytes()), indent=2), encoding="utf-8")
+    assert records._as_written(path.name, path.read_bytes()) is None, "the quick way leaves it to the other"
+    assert records.read_any(path) == make()
+
+
+@pytest.mark.parametrize("value", ["1e999", "NaN", "-Infinity", r'"\ud800"', "[" * 5000 + "]" * 5000])
+def test_a_name_that_fits_bytes_which_are_no_record_opens_no_way_around_the_check(value: str, tmp_path: Path) -> None:
+    """The digest is one of the bytes as they are, so the quick way looks at them; it must not take what the other refuses."""
+    text = records.write(make_record(), tmp_path).read_text().rstrip("\n").replace('"states":[]', f'"states":[{{"watt":{value}}}]')
+    path = tmp_path / f"20260105T120000Z-x-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+    path.write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"not valid JSON|digest"):
+        records.read_any(path)
+
+
+@pytest.mark.parametrize("digits", ["9" * 21, "9" * 400, "-" + "9" * 21, str(2**64)])
+def test_a_number_that_no_float_holds_is_refused_where_it_is_read(digits: str, tmp_path: Path) -> None:
+    text = records.write(make_record(), tmp_path).read_text().rstrip("\n").replace('"file_bytes":5512992', f'"file_bytes":{digits}')
+    path = tmp_path / f"20260105T120000Z-x-{hashlib.sha256(text.encode()).hexdigest()[:8]}.json"
+    path.write_text(text + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"has more than 64 bits; nothing was ever counted that far"):
+        records.read_any(path)
+
+
+def test_long_digits_in_a_name_are_text(tmp_path: Path) -> None:
+    record = make_record(model=make_record().model.model_copy(update={"name": f"a,{'9' * 30}"}))
+    assert records.read_any(records.write(record, tmp_path)) == record
+
+
+def test_a_kind_in_the_name_of_a_model_is_no_kind_of_record(tmp_path: Path) -> None:
+    record = make_record(model=make_record().model.model_copy(update={"name": "sustain-of-something"}))
+    assert records.read_any(records.write(record, tmp_path)) == record
+
+
+# ── finding ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_record_is_found_by_its_path_its_name_and_the_end_of_it(home: Path, data: Path) -> None:
+    mine = records.write(make_record())
+    theirs = records.write(make_sustain(), data / "records" / "unlisted")
+    for path in (mine, theirs):
+        for name in (path, f"unlisted/{path.name}", path.name, path.stem, path.stem[-8:], path.stem[-15:]):
+            assert records.resolve(str(name)) == path
+    assert records.list_all() == sorted([mine, theirs], key=lambda path: path.name)
+
+
+@pytest.mark.parametrize("name", ["", ".json", "absent.json", "deadbeef", "../../etc/absent", "a" * 5000, "x\0y"])
+def test_a_name_that_nothing_has_is_a_wrong_call(name: str, home: Path, data: Path) -> None:
+    records.write(make_record())
+    with pytest.raises(UsageError, match="'nbutils records list' shows this machine's own"):
+        records.resolve(name)
+
+
+def test_an_end_that_several_records_have_names_them(home: Path, data: Path) -> None:
+    (home / "records" / "unlisted").mkdir(parents=True)
+    for day in (1, 2):
+        (home / "records" / "unlisted" / f"2026010{day}T000000Z-x-0a1b2c3d.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"names 2 records: 20260101T000000Z-x-0a1b2c3d\.json, .*; give a longer name"):
+        records.resolve("0a1b2c3d")
+
+
+def test_a_record_in_both_stores_is_listed_where_it_is_published(home: Path, data: Path) -> None:
+    records.write(make_record())
+    published = records.write(make_record(), data / "records" / "unlisted")
+    assert records.list_all() == [published]
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        (make_record(), "Example CPU"),
+        (with_machine(device="dgx-spark"), "dgx-spark"),
+        (with_machine(gpus=(Gpu(name="A card"),)), "Example CPU"),
+        (
+            with_machine(gpus=(Gpu(name="A card"),)).model_copy(
+                update={"backend": make_record().backend.model_copy(update={"device": "CUDA0: A card"})}
+            ),
+            "A card",
+        ),
+        (make_served(machine=make_record().machine.model_copy(update={"gpus": (Gpu(name="A card"),)})), "A card"),
+        (make_bench(), "Example CPU"),
+        (make_bench(gpu_info="A card", backends="CUDA"), "A card"),
+    ],
+)
+def test_a_machine_is_called_by_what_computed(record: AnyRecord, name: str) -> None:
+    assert records.machine_of(record) == name
 
 
 # ── a run that was cut off ────────────────────────────────────────────────────────────────────────

@@ -5,9 +5,11 @@ A record holds samples and settings; the registry holds figures. Rates, shares a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
-from statistics import mean, median, stdev
+from itertools import chain
+from statistics import fmean, median
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +61,7 @@ __all__ = [
     "limits_row",
     "machine_frame",
     "measured_frame",
+    "measured_rows",
     "noise_line",
     "proof_frame",
     "proof_lines",
@@ -74,10 +77,12 @@ __all__ = [
     "summary_table",
     "usd_per_million",
     "usual_format",
+    "variation",
     "wall",
     "wall_sentence",
     "wall_table",
     "yardstick_frame",
+    "yardstick_medians",
 ]
 
 #: A yardstick that moves by more than this within a run says that something else used the memory.
@@ -97,7 +102,11 @@ CACHEABLE_BYTES = 256 * 2**20
 
 def step_bytes(record: Record, point: Point) -> float:
     """Bytes that one decode step of ``point`` must read: the weights its sequences need, and K and V of each at its middle depth."""
-    return step_weight_bytes(record, point) + point.n_seq * cache_bytes_per_token(record) * (point.depth + point.n_tokens / 2)
+    return _step_bytes(record, point, cache_bytes_per_token(record))
+
+
+def _step_bytes(record: Record, point: Point, cache_bytes: float) -> float:
+    return step_weight_bytes(record, point) + point.n_seq * cache_bytes * (point.depth + point.n_tokens / 2)
 
 
 def step_tokens(record: Record, point: Point) -> int:
@@ -140,18 +149,23 @@ def bandwidth_bytes_per_s(record: Record, *, best: bool = False) -> float | None
     by_method: dict[str, list[float]] = {}
     for y in record.yardsticks:
         if y.kind == "read" and y.where == where:
-            by_method.setdefault(y.method, []).extend(y.n_bytes / s for s in y.samples_s)
+            by_method.setdefault(y.method, []).extend([y.n_bytes / s for s in y.samples_s])
     return max((max(rates) if best else median(rates) for rates in by_method.values()), default=None)
 
 
 def spread_of_yardsticks(record: Record) -> float:
     """How far the same yardstick, of bandwidth or of arithmetic, moved within the run: the largest ratio of its medians."""
+    return max((max(found) / min(found) for found in yardstick_medians(record)), default=1.0)
+
+
+def yardstick_medians(record: Record) -> list[list[float]]:
+    """For each yardstick of the run its median time in seconds, moment after moment: before, between, after."""
     medians: dict[tuple[str, ...], list[float]] = {}
     for y in record.yardsticks:
         medians.setdefault((y.method,), []).append(median(y.samples_s))
     for k in record.kernels:
         medians.setdefault((k.tensor_type, k.placement, str(k.n_batch)), []).append(median(k.samples_s))
-    return max((max(found) / min(found) for found in medians.values()), default=1.0)
+    return list(medians.values())
 
 
 def _cache_rate(record: Record) -> float | None:
@@ -163,7 +177,7 @@ def _cache_rate(record: Record) -> float | None:
     rates: dict[str, list[float]] = {}
     for k in record.kernels:
         if k.placement == "cache":
-            rates.setdefault(k.tensor_type, []).extend(k.n_bytes / s for s in k.samples_s)
+            rates.setdefault(k.tensor_type, []).extend([k.n_bytes / s for s in k.samples_s])
     read = record.model.type_bytes_read
     timed = {kind: n for kind, n in read.items() if kind in rates}
     if sum(timed.values()) <= sum(read.values()) / 2:
@@ -199,43 +213,57 @@ def measured_frame(records: Sequence[Record]) -> pd.DataFrame:
     deviation over their mean, ``drift`` how much faster the later half was than the earlier one. Of several sequences
     rates are of all together. Rates in bytes/s.
     """
-    rows = []
-    for record in records:
-        bandwidth, arithmetic = bandwidth_bytes_per_s(record), _cache_rate(record)
-        for point in record.points:
-            rates = [point.n_seq * point.n_tokens / sum(samples) for samples in point.repetitions_s]
-            half = len(rates) // 2
-            row: dict[str, Any] = {
-                "created": record.created,
-                "device": record.machine.device,
-                "backend": record.backend.device,
-                "model": record.model.name,
-                "kind": "MoE" if record.model.n_expert else "dense",
-                "format": record.model.gguf_type,
-                "phase": point.kind,
-                "n_tokens": point.n_tokens,
-                "depth": point.depth,
-                "n_seq": point.n_seq,
-                "tok_per_s": median(rates),
-                "low": min(rates),
-                "high": max(rates),
-                "cv": stdev(rates) / mean(rates) if len(rates) > 1 else None,
-                "drift": median(rates[-half:]) / median(rates[:half]) - 1 if half else None,
-                "warmup_s": point.warmup_s,
-                "file_bytes": record.model.file_bytes,
-                "bandwidth": bandwidth,
-                "arithmetic": arithmetic,
-                "noise": spread_of_yardsticks(record),
-            }
-            rows.append(row | (_decode_columns(record, point, median(rates), bandwidth, arithmetic) if point.kind == "decode" else {}))
+    rows = [row for record in records for row in measured_rows(record)]
     if not rows:
         raise DataError("no records to show; 'nbutils book' measures this machine, 'nbutils records list' shows what there is")
     return pd.DataFrame(rows)
 
 
-def _decode_columns(record: Record, point: Point, rate: float, bandwidth: float | None, arithmetic: float | None) -> dict[str, float | str | None]:
-    n_bytes, steps_per_s = step_bytes(record, point), rate / point.n_seq
-    tokens = [seconds for repetition in point.repetitions_s for seconds in repetition]
+def measured_rows(record: Record) -> list[dict[str, Any]]:
+    """The rows of ``measured_frame`` for one record, as plain values."""
+    rows = []
+    bandwidth, arithmetic, noise = bandwidth_bytes_per_s(record), _cache_rate(record), spread_of_yardsticks(record)
+    cache_bytes = cache_bytes_per_token(record)
+    for point in record.points:
+        rates = [point.n_seq * point.n_tokens / sum(samples) for samples in point.repetitions_s]
+        half = len(rates) // 2
+        row: dict[str, Any] = {
+            "created": record.created,
+            "device": record.machine.device,
+            "backend": record.backend.device,
+            "model": record.model.name,
+            "kind": "MoE" if record.model.n_expert else "dense",
+            "format": record.model.gguf_type,
+            "phase": point.kind,
+            "n_tokens": point.n_tokens,
+            "depth": point.depth,
+            "n_seq": point.n_seq,
+            "tok_per_s": median(rates),
+            "low": min(rates),
+            "high": max(rates),
+            "cv": variation(rates),
+            "drift": median(rates[-half:]) / median(rates[:half]) - 1 if half else None,
+            "warmup_s": point.warmup_s,
+            "file_bytes": record.model.file_bytes,
+            "bandwidth": bandwidth,
+            "arithmetic": arithmetic,
+            "noise": noise,
+        }
+        if point.kind == "decode":
+            row |= _decode_columns(point, _step_bytes(record, point, cache_bytes), row["tok_per_s"], bandwidth, arithmetic)
+        rows.append(row)
+    return rows
+
+
+def variation(rates: Sequence[float]) -> float | None:
+    """Standard deviation over mean; ``None`` of fewer than two. In floats: ``statistics`` adds up fractions, which takes twenty times as long."""
+    mean = fmean(rates)
+    return math.sqrt(sum([(rate - mean) ** 2 for rate in rates]) / (len(rates) - 1)) / mean if len(rates) > 1 else None
+
+
+def _decode_columns(point: Point, n_bytes: float, rate: float, bandwidth: float | None, arithmetic: float | None) -> dict[str, float | str | None]:
+    steps_per_s = rate / point.n_seq
+    tokens = sorted(chain.from_iterable(point.repetitions_s))
     return {
         "step_bytes": n_bytes,
         "achieved": n_bytes * steps_per_s,
@@ -244,8 +272,15 @@ def _decode_columns(record: Record, point: Point, rate: float, bandwidth: float 
         # The kernel in cache was timed with one vector; with several it does another amount of arithmetic per byte.
         "wall": wall(achieved=n_bytes * steps_per_s, bandwidth=bandwidth, arithmetic=arithmetic if point.n_seq == 1 else None),
         "itl_median_s": median(tokens),
-        "itl_p95_s": float(np.quantile(tokens, 0.95)),
+        "itl_p95_s": _quantile(tokens, 0.95),
     }
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """A quantile of sorted values; between two of them by how near it is to each, as numpy has it by default."""
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    return ordered[below] + (place - below) * (ordered[min(below + 1, len(ordered) - 1)] - ordered[below])
 
 
 def yardstick_frame(yardsticks: Iterable[Yardstick]) -> pd.DataFrame:

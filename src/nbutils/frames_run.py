@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from nbutils import frames, limits
-from nbutils.specs import MemoryUse, Record, TriedThreads
+from nbutils.specs import MemoryUse, Neighbours, Record, TriedThreads
 from nbutils.tensors import bytes_read_per_token
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "memory_lines",
     "memory_overview",
     "memory_table",
+    "neighbour_lines",
     "noise_lines",
     "points_table",
     "roofline_points",
@@ -72,10 +73,14 @@ def points_table(records: Sequence[Record]) -> Table:
 
 def noise_lines(record: Record) -> list[str]:
     """What disturbed a run, in sentences; the first says whether it was quiet."""
-    found = [frames.noise_line(frames.measured_frame([record]))]
-    beside = record.neighbours
+    return [frames.noise_line(frames.measured_frame([record])), *neighbour_lines(record.neighbours)]
+
+
+def neighbour_lines(beside: Neighbours | None) -> list[str]:
+    """What took the processors away during a run, in sentences; none where nothing did, or nobody looked."""
     if beside is None:
-        return found
+        return []
+    found = []
     processors = beside.wall_s * beside.n_cpus
     if beside.others_s > BUSY_SHARE * processors:
         found.append(f"Other programs took {beside.others_s / processors:.0%} of the processors during the run.")

@@ -16,7 +16,19 @@ import pandas as pd
 from nbutils.errors import DataError
 from nbutils.specs import ServedRecord, ServedRequest
 
-__all__ = ["SERVED_FORMATS", "SERVED_HEADINGS", "decode_tok_per_s", "itl_frame", "problem_lines", "served_frame", "served_table", "shown_tokens"]
+__all__ = [
+    "SERVED_FORMATS",
+    "SERVED_HEADINGS",
+    "decode_tok_per_s",
+    "itl_frame",
+    "levels",
+    "prefill_tok_per_s",
+    "problem_lines",
+    "served_frame",
+    "served_table",
+    "shown_tokens",
+    "whole_requests",
+]
 
 #: Tokens per piece from which ITL no longer is the time between tokens.
 MERGED_RATIO = 1.1
@@ -85,7 +97,7 @@ def _prompt_tokens(record: ServedRecord, request: ServedRequest) -> float:
     return tokens + per_word * (record.n_prompt_words - words)
 
 
-def _prefill_tok_per_s(record: ServedRecord, request: ServedRequest) -> float:
+def prefill_tok_per_s(record: ServedRecord, request: ServedRequest) -> float:
     """Prompt tokens that were not in the server's cache, over TTFT."""
     return max(0.0, _prompt_tokens(record, request) - (request.n_cached_tokens or 0)) / request.content_at_s[0]
 
@@ -94,11 +106,12 @@ def _gaps_s(request: ServedRequest) -> list[float]:
     return [later - sooner for sooner, later in zip(request.content_at_s, request.content_at_s[1:], strict=False)]
 
 
-def _whole(requests: Iterable[ServedRequest]) -> list[ServedRequest]:
+def whole_requests(requests: Iterable[ServedRequest]) -> list[ServedRequest]:
+    """Those that were answered to the end: only they make rates."""
     return [r for r in requests if not r.problem and r.content_at_s and r.content_at_s[0] > 0]
 
 
-def _levels(record: ServedRecord) -> list[tuple[int, list[ServedRequest]]]:
+def levels(record: ServedRecord) -> list[tuple[int, list[ServedRequest]]]:
     """The levels that were reached, with their requests, in the order they were run."""
     found = [(level, [r for r in record.requests if r.concurrency == level]) for level in record.concurrency]
     return [(level, requests) for level, requests in found if requests]
@@ -110,14 +123,14 @@ def served_frame(records: Sequence[ServedRecord]) -> pd.DataFrame:
     ``tok_per_s`` with ``low`` and ``high`` is the decode rate of a stream: median, slowest and fastest answer. ``prefill_tok_per_s`` contains
     whatever else passes before the first piece: the network, the queue. ``caveats`` says in words what a reader must know.
     """
-    rows = [_row(record, level, requests) for record in records for level, requests in _levels(record)]
+    rows = [_row(record, level, requests) for record in records for level, requests in levels(record)]
     if not rows:
         raise DataError("no records of servers to show; 'nbutils measure --endpoint ADDRESS' makes one")
     return pd.DataFrame(rows)
 
 
 def _row(record: ServedRecord, level: int, requests: list[ServedRequest]) -> dict[str, Any]:
-    whole = _whole(requests)
+    whole = whole_requests(requests)
     ttft_s = [r.content_at_s[0] for r in whole]
     gaps_s = [gap for r in whole for gap in _gaps_s(r)]
     rates = [rate for r in whole if (rate := decode_tok_per_s(record, r)) is not None]
@@ -143,7 +156,7 @@ def _row(record: ServedRecord, level: int, requests: list[ServedRequest]) -> dic
         "low": _of(min, rates),
         "high": _of(max, rates),
         "all_tok_per_s": _all_streams_tok_per_s(record, whole),
-        "prefill_tok_per_s": _of(median, [_prefill_tok_per_s(record, r) for r in whole]),
+        "prefill_tok_per_s": _of(median, [prefill_tok_per_s(record, r) for r in whole]),
         "reasoning_share": sum(r.n_reasoning_pieces for r in whole) / pieces if pieces else None,
         "caveats": "; ".join(_caveats(record, whole)),
     }
@@ -213,17 +226,17 @@ def itl_frame(records: Sequence[ServedRecord]) -> pd.DataFrame:
 def problem_lines(record: ServedRecord) -> list[str]:
     """What failed, what was not reached, and what to keep in mind, a sentence each; empty when all is well."""
     lines = []
-    for level, requests in _levels(record):
+    for level, requests in levels(record):
         problems = Counter(r.problem for r in requests if r.problem)
         failed, partial = sum(problems.values()), sum(1 for r in requests if r.problem and r.content_at_s)
         if failed:
             kept = f", {partial} with a part of the answer, which is kept" if partial else ""
             lines.append(f"{level} in flight: {failed} of {len(requests)} requests failed{kept}: {'; '.join(_times(problems))}.")
-    reached = [level for level, _ in _levels(record)]
+    reached = [level for level, _ in levels(record)]
     if missing := [level for level in record.concurrency if level not in reached]:
         last = f" after every request with {reached[-1]} in flight failed" if reached else ""
         lines.append(f"Not measured: {', '.join(map(str, missing))} in flight; the run stopped{last}.")
-    return lines + [f"{caveat[0].upper()}{caveat[1:]}." for caveat in _caveats(record, _whole(record.requests))]
+    return lines + [f"{caveat[0].upper()}{caveat[1:]}." for caveat in _caveats(record, whole_requests(record.requests))]
 
 
 def _times(problems: Counter[str]) -> list[str]:

@@ -26,7 +26,10 @@ if not out.is_terminal:
 def cell(value: Any, pattern: str) -> str:
     """One value by a format; unknown shows as a dash, and nothing in it is markup."""
     missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "–" if missing else escape(pattern.format(value))
+    if missing:
+        return "–"
+    # What a terminal would obey rather than show, from a record of somebody else's.
+    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in pattern.format(value)))
 
 
 def rows_of(frame: Any) -> list[dict[str, Any]]:

@@ -102,7 +102,8 @@ def _no_truth(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_no_truth), Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: No clock tells less than a picosecond, no run lasts 30 years; between the two every rate is a number.
+Seconds = Annotated[float, Field(ge=1e-12, le=1e9, allow_inf_nan=False)]
 #: Seconds from the start of a run.
 Moment = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -958,6 +959,8 @@ class Kept(Frozen):
     def _time_zone(self) -> Self:
         if self.created.tzinfo is None:
             raise ValueError("created: needs a time zone")
+        if not 2000 <= self.created.year <= 2200:  # near the ends of what a date can be, another zone would be none
+            raise ValueError(f"created: {self.created.year} is no year in which anything was measured")
         return self
 
 

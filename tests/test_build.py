@@ -88,6 +88,7 @@ def test_a_change_in_the_registry_makes_pages_again_and_measures_nothing_again(b
     assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
     assert measured(checkout) == before
     assert executed(checkout)["devices/strix-halo.ipynb"] > pages_before["devices/strix-halo.ipynb"]
+    assert executed(checkout)["devices/dgx-spark.ipynb"] == pages_before["devices/dgx-spark.ipynb"], "it does not read that figure"
     assert executed(checkout)["proof/proof.ipynb"] == pages_before["proof/proof.ipynb"], "it does not read the device"
     page = (checkout.html / "book" / "devices" / "strix-halo.html").read_text(encoding="utf-8")
     assert "Power &lt;script&gt;document.title = 1&lt;/script&gt; as sold." in page
@@ -130,11 +131,3 @@ def test_clean_removes_what_was_built_and_keeps_what_was_measured(built: Any, tm
     assert len(records.list_records(checkout.home / "records")) == 6
     assert checkout.git("status", "--porcelain") == ""
     assert build.clean(checkout.root) == []
-
-
-def test_lines_of_progress_are_handed_on_whole_and_results_are_not() -> None:
-    heard: list[str] = []
-    lines = build._Lines(heard.append)
-    for part in ("… load", "ing\nverdict: fits\n… pp32", ": warm-up\n"):
-        lines.write(part)
-    assert heard == ["loading", "pp32: warm-up"]

@@ -23,6 +23,7 @@ _MADE_BY = {
     "parity.json": "'make parity'",
     "served.json": "'python tests/bench_served.py'",
     "power.json": "'python tests/bench_power.py'",
+    "fleet.json": "'python tests/bench_fleet.py'",
 }
 #: How far a median may be from llama-bench's before a row is called off.
 TOLERANCE = 0.01

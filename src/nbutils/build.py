@@ -13,18 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 from rich.console import Console
 
-from nbutils import engine, gguf_files, measure, notebook, paths, probe, records, registry, sweep
+from nbutils import engine, gguf_files, grid, measure, paths, probe, records, registry, sweep
 from nbutils.errors import DataError, NbutilsError
 from nbutils.specs import Record
 from nbutils.tensors import weight_bytes
@@ -32,24 +29,6 @@ from nbutils.tensors import weight_bytes
 __all__ = ["SIZES", "Options", "Result", "build_book", "clean", "make_stand_ins"]
 
 SIZES = tuple(gguf_files.SIZES)
-
-#: What a measurement depends on besides its notebook: the code that times, not the code that draws.
-_TIMING_MODULES = (
-    "_allocations",
-    "_bench",
-    "_engine_child",
-    "_ggml",
-    "engine",
-    "fit",
-    "gguf_files",
-    "measure",
-    "monitor",
-    "oracle",
-    "probe",
-    "specs",
-    "subjects",
-    "tensors",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +56,6 @@ def build_book(options: Options, console: Console) -> Result:
     root = paths.project_dir()
     out = root / "_build"
     result = Result(index=out / "html" / "index.html")
-    ledger = sweep.Ledger(out / "nbutils" / "ledger.json")
     stage = _Stages(console, result.stages_s)
     with stage("checking data"):
         if problems := registry.check_data():
@@ -87,15 +65,13 @@ def build_book(options: Options, console: Console) -> Result:
             records.require_writable()
     local_pages: list[Path] = []
     if not options.published:
-        local_pages, result.records = _this_machine(options, root, out, ledger, stage)
-    with stage("device pages") as say:
-        _device_pages(root, ledger, say)
-    with stage("article pages") as say:
-        _article_pages(root, ledger, say)
-    with stage("the proof") as say:
-        _proof_page(root, ledger, say)
+        local_pages, result.records = _this_machine(options, out, stage)
+    with stage("pages") as say:
+        cells, _ = grid.cells_of(registry.load_sweep("pages"))
+        _remove_others(cells)
+        _sweep("pages", cells, say)
     with stage("book") as say:
-        _jupyter_book(root, out, local_pages, ledger, say)
+        _jupyter_book(root, out, local_pages, say)
     return result
 
 
@@ -131,65 +107,77 @@ class _Stages:
 # ── this machine ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _this_machine(options: Options, root: Path, out: Path, ledger: sweep.Ledger, stage: _Stages) -> tuple[list[Path], list[Record]]:
+def _this_machine(options: Options, out: Path, stage: _Stages) -> tuple[list[Path], list[Record]]:
     description = engine.describe()
     measure.check_backend(description, cpu=options.cpu)
-    timing = sweep.digest([root / "src" / "nbutils" / f"{name}.py" for name in _TIMING_MODULES])
-    # A measurement belongs to this machine and this build of llama.cpp.
-    machine = probe.machine().model_dump(exclude={"memory_available_bytes", "notes"})
-    reads = "|".join([timing, str(machine), str(description)])
-    page, pages = root / "book" / "here", []
+    depends = grid.this_machine(description)
+    asked = {"n_threads": options.n_threads, "cpu": options.cpu}
     with stage("probe") as say:
-        cell = sweep.Cell(
-            notebook=root / "notebooks" / "probe.ipynb",
-            output=page / "probe.ipynb",
-            parameters={"seconds": min(1.0, registry.load_suite(options.suite).yardstick_s), "n_threads": options.n_threads, "cpu": options.cpu},
+        seconds = min(1.0, registry.load_suite(options.suite).yardstick_s)
+        probed = sweep.Cell(
+            notebook="notebooks/probe.ipynb",
+            output="book/here/probe.ipynb",
+            parameters={"seconds": seconds, **asked},
             title="What this machine is",
-            reads=reads + _reads_for_pages(root),
+            measures=True,
+            depends=depends,
         )
-        pages.append(_run(cell, ledger, say))
-    size = options.size or _size(out / "nbutils" / "size.txt", description, options, ledger, reads)
+        _sweep("here", [probed], say)
+    size = options.size or _size(out / "nbutils" / "size.txt", description, options, depends)
     with stage("stand-in models") as say:
         stand_ins = [stand_in for stand_in, _ in make_stand_ins(size, say)]
     with stage("measurements") as say:
-        files = []
-        for number, stand_in in enumerate(stand_ins, 1):
-            label = f"{number} of {len(stand_ins)}, {stand_in.name} {stand_in.format}"
-            files.append(_measure(stand_in, options, root, out, ledger, reads, partial(_say_with, say, label)))
-    # A machine that the registry does not know gets the notebook's own example, and the title names it.
-    unlisted = machine["device"] == "unlisted"
-    fit_device, fit_configuration = ("dgx-spark", "") if unlisted else (machine["device"], machine["configuration"])
+        cells = [_measuring(stand_in, {"suite": options.suite, **asked}, depends) for stand_in in stand_ins]
+        store = _sweep("here", cells, say)
+        files = [file for cell in cells for file in store.records(cell)]
     with stage("pages of this machine") as say:
-        cells = [
-            sweep.Cell(
-                notebook=root / "notebooks" / "here.ipynb",
-                output=page / "this-machine.ipynb",
-                parameters={"records": [f.relative_to(paths.user_records_dir()).as_posix() for f in files]},
-                title="This machine",
-                reads=_reads_for_pages(root),
-            ),
-            sweep.Cell(
-                notebook=root / "notebooks" / "fit.ipynb",
-                output=page / "fit.ipynb",
-                parameters={"device": fit_device, "configuration": fit_configuration},
-                title=f"Will Llama 3.3 70B fit on {registry.load_device(fit_device).name}?",
-                reads=_reads_for_pages(root),
-            ),
-        ]
-        pages = [_run(cells[0], ledger, say), *pages, _run(cells[1], ledger, say)]
-    return pages, [records.read(f) for f in files]
+        cells = _pages_of_this_machine([file.relative_to(paths.user_records_dir()).as_posix() for file in files])
+        _sweep("here", cells, say)
+    return [cells[0].target, probed.target, cells[1].target], [records.read(f) for f in files]
 
 
-def _size(chosen: Path, description: dict[str, Any], options: Options, ledger: sweep.Ledger, reads: str) -> str:
+def _measuring(stand_in: gguf_files.StandIn, asked: dict[str, Any], depends: dict[str, str]) -> sweep.Cell:
+    """A cell that leaves a record in the user's folder, and its notebook under ``_build``."""
+    return sweep.Cell(
+        notebook="notebooks/measure.ipynb",
+        output=f"_build/nbutils/runs/measure-{stand_in.name}-{stand_in.format}.ipynb",
+        parameters={"model": stand_in.name, "format": stand_in.format, **asked},
+        title=f"{stand_in.name} in {stand_in.format}",
+        measures=True,
+        depends=depends | {"the stand-in": gguf_files.stand_in_path(stand_in).name},
+    )
+
+
+def _pages_of_this_machine(names: list[str]) -> list[sweep.Cell]:
+    """What its records show, and what fits: where the registry does not know it, on the notebook's own example, and the title names that."""
+    machine = probe.machine()
+    device, configuration = ("dgx-spark", "") if machine.device == "unlisted" else (machine.device, machine.configuration)
+    return [
+        sweep.Cell(
+            notebook="notebooks/here.ipynb",
+            output="book/here/this-machine.ipynb",
+            parameters={"records": names},
+            title="This machine",
+        ),
+        sweep.Cell(
+            notebook="notebooks/fit.ipynb",
+            output="book/here/fit.ipynb",
+            parameters={"device": device, "configuration": configuration},
+            title=f"Will Llama 3.3 70B fit on {registry.load_device(device).name}?",
+        ),
+    ]
+
+
+def _size(chosen: Path, description: dict[str, Any], options: Options, depends: dict[str, str]) -> str:
     """The size of stand-in for this machine; on a GPU it depends on how fast its memory is, which is measured once."""
     if not measure.wants_gpu(description, cpu=options.cpu):
         return "base"
-    key = f"{reads}|{options.cpu}"
-    if not ledger.is_done(chosen, key):
+    key, kept = sweep.digest_of(depends), chosen.with_suffix(".key")
+    if not _is_made(chosen, kept, key):
         found = probe.speed(seconds=0.2, n_threads=probe.n_threads_default(), use_gpu=True)
         rates = [y.n_bytes / min(y.samples_s) for y in found["yardsticks"] if y.kind == "read" and y.where == "gpu"]
         paths.write_text(chosen, gguf_files.choose_size(max(rates), registry.load_format("F16"), has_gpu=True))
-        ledger.put(chosen, key)
+        paths.write_text(kept, key)
     return chosen.read_text(encoding="utf-8")
 
 
@@ -210,158 +198,56 @@ def make_stand_ins(size: str, say: Callable[[str], None]) -> list[tuple[gguf_fil
     return list(zip(stand_ins, gguf_files.make_all(stand_ins, formats, progress), strict=True))
 
 
-def _measure(
-    stand_in: gguf_files.StandIn, options: Options, root: Path, out: Path, ledger: sweep.Ledger, reads: str, say: Callable[[str], None]
-) -> Path:
-    """One measuring cell: an executed notebook under ``_build`` and a record in the user's folder; returns the record."""
-    suite = paths.data_dir() / "suites" / f"{options.suite}.yaml"
-    cell = sweep.Cell(
-        notebook=root / "notebooks" / "measure.ipynb",
-        output=out / "nbutils" / "runs" / f"measure-{stand_in.name}-{stand_in.format}.ipynb",
-        parameters={
-            "model": stand_in.name,
-            "format": stand_in.format,
-            "suite": options.suite,
-            "n_threads": options.n_threads,
-            "cpu": options.cpu,
-        },
-        reads="|".join([reads, sweep.digest([suite]), str(gguf_files.stand_in_path(stand_in))]),
-    )
-    if ledger.is_done(cell.output, cell.key):
-        return Path(ledger.left(cell.output))
-    before = set(records.list_records())
-    sweep.run_cell(cell, _Lines(say))
-    new = sorted(set(records.list_records()) - before)
-    if not new:
-        raise DataError(f"{cell.output.name}: the notebook ran and left no record in {paths.user_records_dir()}")
-    ledger.put(cell.output, cell.key, str(new[-1]))
-    return new[-1]
-
-
-def _say_with(say: Callable[[str], None], label: str, line: str) -> None:
-    say(f"{label}: {line}")
-
-
-class _Lines:
-    """A text file that hands on the notebook's lines of progress (``notebook.tell``) and drops the rest."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._rest = say, ""
-
-    def write(self, text: str) -> int:
-        *whole, self._rest = (self._rest + text).split("\n")
-        for line in whole:
-            if line.startswith(notebook.TOLD):
-                self._say(line.removeprefix(notebook.TOLD).strip())
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing to do: a line is handed on when it is whole."""
-
-
 # ── pages ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _reads_for_pages(root: Path) -> str:
-    return sweep.digest([root / "src" / "nbutils", paths.data_dir()])
+def _sweep(name: str, cells: list[sweep.Cell], say: Callable[[str], None]) -> sweep.Store:
+    """Run what has to be run; raises ``DataError`` for the first cell that failed, after the others."""
+    store = sweep.Store(name)
+    with store.lock():
+        todo = [cell for cell, _ in sweep.unfinished(cells, store)]
+        for cell in cells:
+            store.restore(cell)
+        summary = sweep.run(todo, store, sweep.Local(store, min(8, os.cpu_count() or 1)), _Said(say, len(todo)))
+    if summary.failed:
+        more = f" (and {len(summary.failed) - 1} more cells failed)" if len(summary.failed) > 1 else ""
+        raise DataError(summary.failed[0][1] + more)
+    return store
 
 
-def _reads(root: Path, *data: str) -> str:
-    """The code and these parts of the data: what a page of one thing reads, so that a change elsewhere leaves it alone."""
-    code = sweep.digest([root / "src" / "nbutils"])
-    return "|".join([code, *(sweep.digest([paths.data_dir() / name]) for name in data)])
+class _Said(sweep.Watch):
+    """Says in a line how far a sweep is."""
+
+    def __init__(self, say: Callable[[str], None], total: int) -> None:
+        self._say, self._ended, self._total = say, 0, total
+
+    def told(self, cell: sweep.Cell, line: str) -> None:
+        self._say(f"{cell.name}: {line}")
+
+    def ended(self, cell: sweep.Cell, problem: str) -> None:
+        self._ended += 1
+        self._say(f"{self._ended} of {self._total}, {cell.name}")
 
 
-def _run(cell: sweep.Cell, ledger: sweep.Ledger, say: Callable[[str], None]) -> Path:
-    if not ledger.is_done(cell.output, cell.key):
-        say(cell.title)
-        sweep.run_cell(cell, _Lines(say))
-        ledger.put(cell.output, cell.key)
-    return cell.output
-
-
-_OF_DEVICE_PAGES = ("devices", "models", "buffers", "published", "articles", "formats.yaml", "runtimes.yaml", "market.yaml")
-
-
-def _device_pages(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
-    folder = root / "book" / "devices"
-    wanted = registry.page_ids()
-    for stale in folder.glob("*.ipynb"):
-        if stale.stem not in wanted:
-            stale.unlink()
-    # Rents and claims name other devices than the page's own, so a page reads them all.
-    reads = _reads(root, *_OF_DEVICE_PAGES)
-    cells = [
-        sweep.Cell(
-            notebook=root / "notebooks" / "device.ipynb",
-            output=folder / f"{device_id}.ipynb",
-            parameters={"device": device_id},
-            title=registry.load_device(device_id).name,
-            reads=reads,
-        )
-        for device_id in wanted
-    ]
-    _run_all(cells, ledger, say)
-
-
-def _article_pages(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
-    folder = root / "book" / "articles"
-    wanted = registry.article_ids()
-    _remove_others(folder, wanted)
-    # A claim is held against the claims of all the others, and against whatever device or model it names.
-    reads = _reads(root, "articles", "devices", "models", "buffers", "formats.yaml", "runtimes.yaml")
-    cells = [
-        sweep.Cell(
-            notebook=root / "notebooks" / "article.ipynb",
-            output=folder / f"{article_id}.ipynb",
-            parameters={"article": article_id},
-            title=f"{registry.load_article(article_id).publisher}: {registry.load_article(article_id).title}",
-            reads=reads,
-        )
-        for article_id in wanted
-    ]
-    _run_all(cells, ledger, say)
-
-
-def _remove_others(folder: Path, wanted: list[str]) -> None:
+def _remove_others(cells: list[sweep.Cell]) -> None:
     """Pages of what is no longer there would stay in the book."""
-    for stale in folder.glob("*.ipynb"):
-        if stale.stem not in wanted:
-            stale.unlink()
+    wanted = {cell.target for cell in cells}
+    for stale in [path for folder in {path.parent for path in wanted} for path in folder.glob("*.ipynb") if path not in wanted]:
+        stale.unlink()
 
 
-def _run_all(cells: list[sweep.Cell], ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
-    waiting = [cell for cell in cells if not ledger.is_done(cell.output, cell.key)]
-    # Pages compute and measure nothing, so they may share the machine. Each runs in a kernel of its own.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        runs = {pool.submit(sweep.run_cell, cell): cell for cell in waiting}
-        try:
-            for number, run in enumerate(as_completed(runs), start=1):
-                run.result()
-                ledger.put(runs[run].output, runs[run].key)
-                say(f"{number} of {len(waiting)}, {runs[run].title}")
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+def _is_made(path: Path, kept: Path, key: str) -> bool:
+    """Whether a file is there, made with the key that is kept."""
+    return path.is_file() and kept.is_file() and kept.read_text(encoding="utf-8") == key
 
 
-def _proof_page(root: Path, ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
-    """Our bytes beside llama.cpp's for every model: run again when either changes."""
-    cell = sweep.Cell(
-        notebook=root / "notebooks" / "proof.ipynb",
-        output=root / "book" / "proof" / "proof.ipynb",
-        parameters={"models": "all"},
-        reads=f"{_reads(root, 'models', 'formats.yaml', 'buffers')}|{engine.build()}",
-    )
-    _run(cell, ledger, say)
-
-
-def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.Ledger, say: Callable[[str], None]) -> None:
+def _jupyter_book(root: Path, out: Path, local_pages: list[Path], say: Callable[[str], None]) -> None:
     """Build the HTML unless nothing it reads has changed; warnings are errors."""
     index = out / "html" / "index.html"
     toc = _toc(root, out, local_pages)
     reads = [root / "book", root / "src" / "nbutils", paths.data_dir(), root / "_config.yml", toc, root / "requirements.lock"]
-    key = sweep.digest(reads)
-    if ledger.is_done(index, key):
+    key, kept = sweep.digest(reads), out / "nbutils" / "html.key"
+    if _is_made(index, kept, key):
         return
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root), "--toc", str(toc)]
     command += ["-W", "-n", "--keep-going", "--all"]
@@ -383,23 +269,15 @@ def _jupyter_book(root: Path, out: Path, local_pages: list[Path], ledger: sweep.
                     say(f"{told[1]}: {told[2]} {told[3]}")
             code = process.wait()
         finally:
-            _end_tree(process)
+            if process.poll() is None:
+                sweep.end_tree(process.pid)  # and the kernels it started
+                process.wait()
     if code != 0:
         raise DataError(f"jupyter-book stopped with code {code}: {_first_complaint(log)} (all of it: {log})")
-    ledger.drop(index)  # from here on the old key would vouch for something else
+    kept.unlink(missing_ok=True)  # from here on it would vouch for something else
     shutil.rmtree(index.parent, ignore_errors=True)
     (building / "_build" / "html").replace(index.parent)
-    ledger.put(index, key)
-
-
-def _end_tree(process: subprocess.Popen[str]) -> None:
-    """End a process and the kernels it started; does nothing when it has ended."""
-    if process.poll() is not None:
-        return
-    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        with suppress(psutil.NoSuchProcess):
-            child.kill()
-    process.wait()
+    paths.write_text(kept, key)
 
 
 def _first_complaint(log: Path) -> str:

@@ -10,11 +10,26 @@ from typing import Annotated
 import typer
 
 import nbutils
-from nbutils import build, cli_claims, cli_limits, cli_measure, cli_predict, frames, gguf_files, notebook, paths, records, registry, sweep
-from nbutils.cli_measure import Cpu, SuiteName, Threads, show, summary
+from nbutils import (
+    build,
+    cli_claims,
+    cli_limits,
+    cli_measure,
+    cli_predict,
+    cli_records,
+    cli_sweep,
+    contribute,
+    frames,
+    gguf_files,
+    notebook,
+    paths,
+    records,
+    registry,
+    sweep,
+)
+from nbutils.cli_measure import Cpu, SuiteName, Threads, summary
 from nbutils.errors import NbutilsError, UsageError, did_you_mean
 from nbutils.printing import AsJson, err, out, print_json, rows_of
-from nbutils.specs import Record
 
 __all__ = ["main"]
 
@@ -26,12 +41,12 @@ app = typer.Typer(
     help="Limits, fit checks and measurements of local AI machines, and the book made of them.",
     epilog="Start with 'nbutils book'. Measurements go to your own data folder; nothing tracked by git is changed.",
 )
-records_app = typer.Typer(no_args_is_help=True, help="What was measured: list, show, check and submit records.")
-app.add_typer(records_app, name="records")
 cli_limits.register(app)
 cli_claims.register(app)
 cli_measure.register(app)
 cli_predict.register(app)
+cli_records.register(app)
+cli_sweep.register(app)
 Size = Annotated[str, typer.Option(help="Size of the stand-in models: small, base or wide; by default it suits the machine.")]
 Small = Annotated[bool, typer.Option("--small", help="The same as --size small: some tens of MB, for trying things out.")]
 
@@ -155,22 +170,19 @@ def run(
         except yaml.YAMLError:
             values[key] = text
     known = {p.stem: p for p in notebook.notebook_files()}
-    path = known.get(name, Path(name))
+    path = known.get(name, Path(name)).absolute()
+    if not path.exists():
+        raise UsageError(f"no notebook {name!r}{did_you_mean(name, known)}")
     with records.underway():
-        sweep.run_cell(sweep.Cell(notebook=path, output=output, parameters=values), sys.stdout)
+        sweep.run_cell(sweep.Cell(notebook=str(path), output=str(output.absolute()), parameters=values), sys.stdout)
     out.print(f"notebook: {output}", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command("check-data")
 def check_data() -> None:
     """Check every file of the registry and every committed record; one line per problem."""
-    problems = registry.check_data()
-    committed = {path.relative_to(records.committed_dir()).as_posix(): path for path in records.list_records(records.committed_dir())}
-    for path in committed.values():
-        try:
-            problems += [f"data/records/{path.parent.name}/{path.name}: {line}" for line in _against_ceiling(path)]
-        except NbutilsError as error:
-            problems.append(f"data/records/{path.parent.name}/{error}")
+    problems = [*registry.check_data(), *contribute.store_problems()]
+    committed = {path.relative_to(records.committed_dir()).as_posix() for path in records.list_records(records.committed_dir())}
     for run_id in registry.run_ids():
         try:
             missing = [name for name in registry.load_run(run_id).records if name not in committed]
@@ -184,11 +196,6 @@ def check_data() -> None:
     out.print(f"{len(registry.device_ids())} devices, {len(registry.model_ids())} models, {len(committed)} records: no problem")
 
 
-def _against_ceiling(path: Path) -> list[str]:
-    record = records.read_any(path)
-    return frames.check_against_ceiling(record) if isinstance(record, Record) else []
-
-
 @app.command()
 def notebooks() -> None:
     """Run the notebooks of notebooks/ with their defaults and store the outputs that nbval compares."""
@@ -196,68 +203,3 @@ def notebooks() -> None:
         with err.status(f"{path.name} …"):
             changed = notebook.normalise(path)
         out.print(f"{path.name}: {'refreshed' if changed else 'unchanged'}", highlight=False)
-
-
-# ── records ───────────────────────────────────────────────────────────────────────────────────────
-
-
-@records_app.command("list")
-def records_list(as_json: AsJson = False) -> None:
-    """List this machine's own records, oldest first."""
-    rows = []
-    for path in records.list_records():
-        try:
-            record = records.read_any(path)
-        except NbutilsError as error:
-            err.print(f"nbutils: {error}", markup=False, highlight=False, soft_wrap=True)
-            continue
-        model, fmt = records.subject_of(record)
-        suite = record.suite.id if isinstance(record, Record) else ""
-        rows.append({"file": str(path), "kind": record.kind, "suite": suite, "model": model, "format": fmt})
-    if as_json:
-        print_json(rows)
-        return
-    for row in rows:
-        out.print(f"{row['suite'] or row['kind']:<11} {row['model']} {row['format']}  {row['file']}", highlight=False, soft_wrap=True, markup=False)
-    if not rows:
-        out.print(f"no records in {paths.user_records_dir()}; 'nbutils book' or 'nbutils measure' makes some", soft_wrap=True)
-
-
-@records_app.command("show")
-def records_show(files: Annotated[list[Path], typer.Argument(help="Record files.")], as_json: AsJson = False) -> None:
-    """Show what records say: rates, ceilings, shares, memory; of every kind."""
-    found = [records.read_any(path) for path in files]
-    runs = [record for record in found if isinstance(record, Record)]
-    if as_json:
-        others = [record.model_dump(mode="json") for record in found if not isinstance(record, Record)]
-        print_json((rows_of(frames.measured_frame(runs)) if runs else []) + others)
-        return
-    if len(runs) == len(found) > 1:
-        out.print(summary(runs))
-        return
-    for record in found:
-        show(record)
-
-
-@records_app.command("check")
-def records_check(files: Annotated[list[Path], typer.Argument(help="Record files.")]) -> None:
-    """Check records: schema, digest, and that nothing is faster than its ceiling."""
-    for path in files:
-        _checked(path)
-        out.print(f"{path.name}: no problem", highlight=False, soft_wrap=True, markup=False)
-
-
-@records_app.command("submit")
-def records_submit(files: Annotated[list[Path], typer.Argument(help="Record files from your data folder.")]) -> None:
-    """Check records and copy them to data/records/<device>/, ready to be committed."""
-    for path in files:
-        _checked(path)
-    for path in files:
-        target = records.submit(path)
-        out.print(f"copied to data/records/{target.parent.name}/{target.name}", highlight=False, soft_wrap=True, markup=False)
-    out.print("next: name them in a file of data/runs, run 'nbutils check-data', commit, and open a pull request")
-
-
-def _checked(path: Path) -> None:
-    if problems := _against_ceiling(path):
-        raise NbutilsError(f"{path.name}: {problems[0]}")

@@ -7,6 +7,7 @@ makes that an error.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import tempfile
@@ -16,9 +17,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from nbutils import paths
-from nbutils.errors import DataError, MissingExtra, UnknownParameter, did_you_mean
+from nbutils.errors import DataError, MissingExtra, UnknownParameter, UsageError, did_you_mean
 
-__all__ = ["CHECKED", "KERNEL_ARGUMENTS", "TOLD", "declared", "normalise", "notebook_files", "parameters", "tell", "validate"]
+__all__ = ["CHECKED", "KERNEL_ARGUMENTS", "TOLD", "declared", "declared_in", "normalise", "notebook_files", "parameters", "tell", "validate"]
 
 #: The tag of cells whose output is stored and compared by nbval.
 CHECKED = "checked"
@@ -41,6 +42,18 @@ def declared(source: str) -> dict[str, Any]:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found[node.target.id] = eval(ast.unparse(node.annotation), {})  # noqa: S307 - our own cell, types only
     return found
+
+
+def declared_in(path: Path) -> dict[str, Any]:
+    """Names and types that the parameters cell of a notebook declares. Raises ``UsageError`` for what is no notebook."""
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        tagged = [cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except FileNotFoundError:
+        raise UsageError(f"no notebook {str(path)!r}") from None
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        raise UsageError(f"{str(path)!r} is not a notebook") from None
+    return declared("".join(tagged[0])) if tagged else {}
 
 
 def parameters(namespace: dict[str, Any]) -> None:

@@ -9,15 +9,17 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
 
 from nbutils.errors import DataError
 
-__all__ = ["atomic_path", "cache_dir", "data_dir", "extend_with_hole", "project_dir", "user_records_dir", "write_text"]
+__all__ = ["atomic_path", "cache_dir", "data_dir", "extend_with_hole", "new_records_dir", "project_dir", "user_records_dir", "write_text"]
 
 
+@lru_cache(maxsize=1)
 def project_dir() -> Path:
     """The root of the checkout this package was installed from (``pip install -e .``)."""
     root = Path(__file__).resolve().parents[2]
@@ -40,6 +42,12 @@ def user_records_dir() -> Path:
     """This user's own records; never inside the checkout."""
     home = os.environ.get("NBUTILS_HOME")
     return (Path(home).expanduser() if home else platformdirs.user_data_path("nbutils", False)) / "records"
+
+
+def new_records_dir() -> Path:
+    """Where a record is written: the user's own folder, or the one that a sweep takes its cells' records from."""
+    named = os.environ.get("NBUTILS_NEW_RECORDS")
+    return Path(named) if named else user_records_dir()
 
 
 def cache_dir() -> Path:

@@ -36,6 +36,7 @@ from nbutils.specs import (
 )
 from nbutils.specs_articles import Article, Claim, Reading
 from nbutils.specs_calibration import Calibration
+from nbutils.specs_sweeps import Sweep
 from nbutils.tensors import variant
 
 __all__ = [
@@ -61,12 +62,14 @@ __all__ = [
     "load_run",
     "load_runtimes",
     "load_suite",
+    "load_sweep",
     "model_ids",
     "page_ids",
     "published_ids",
     "published_step_bytes",
     "run_ids",
     "suite_ids",
+    "sweep_ids",
     "write_answers",
 ]
 
@@ -173,7 +176,25 @@ def article_ids() -> list[str]:
 
 
 def suite_ids() -> list[str]:
-    return _ids("suites")
+    """Suites of timings; sweeps lie in the same folder."""
+    return [name for name in _ids("suites") if not _is_sweep(name)]
+
+
+def sweep_ids() -> list[str]:
+    return [name for name in _ids("suites") if _is_sweep(name)]
+
+
+def _is_sweep(name: str) -> bool:
+    path = paths.data_dir() / "suites" / f"{name}.yaml"
+    return _holds_cells(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _holds_cells(path: Path, _mtime_ns: int) -> bool:
+    try:
+        return "cells" in _read_yaml(path)
+    except DataError:
+        return False  # it has a line of its own
 
 
 def run_ids() -> list[str]:
@@ -199,8 +220,8 @@ def load_model(model_id: str) -> Model:
 
 def load_answers(model_id: str) -> BufferAnswers | None:
     """What llama.cpp said of a model's compute buffers; ``None`` where nobody asked."""
-    path = paths.data_dir() / "buffers" / f"{model_id}.yaml"
-    return _load_file(BufferAnswers, path, path.stat().st_mtime_ns) if path.is_file() else None
+    # By the list of the folder: a sweep sees what a page lists and opens, but not that it asked for one file which was not there.
+    return _load(BufferAnswers, "buffers", model_id, "answers") if model_id in _ids("buffers") else None
 
 
 def write_answers(answers: BufferAnswers) -> Path:
@@ -281,7 +302,27 @@ def _unknown_in(claim: Claim, reading: Reading) -> list[str]:
 
 
 def load_suite(suite_id: str) -> Suite:
+    if suite_id in _ids("suites") and _is_sweep(suite_id):
+        raise UnknownId(f"{suite_id!r} is a sweep: 'nbutils sweep {suite_id}' runs it; suites of timings: {', '.join(suite_ids())}")
     return _load(Suite, "suites", suite_id, "suite")
+
+
+def load_sweep(sweep_id: str) -> Sweep:
+    """A sweep, whose devices are in the registry."""
+    known = sweep_ids()
+    if sweep_id not in known:
+        what = "is a suite of timings, for 'nbutils measure --suite'; sweeps" if sweep_id in _ids("suites") else "is no sweep of data/suites"
+        hint = f": {', '.join(known)}" if sweep_id in _ids("suites") else did_you_mean(sweep_id, known)
+        raise UnknownId(f"{sweep_id!r} {what}{hint}")
+    sweep = _load(Sweep, "suites", sweep_id, "sweep")
+    if problems := _unknown_machines(sweep):
+        raise DataError(problems[0])
+    return sweep
+
+
+def _unknown_machines(sweep: Sweep) -> list[str]:
+    known, place = device_ids(), f"data/suites/{sweep.id}.yaml: machines"
+    return [f"{place}: no device {name!r} in the registry{did_you_mean(name, known)}" for name in sweep.machines if name not in known]
 
 
 def load_run(run_id: str) -> NamedRun:
@@ -427,7 +468,7 @@ def check_data() -> list[str]:
     ]
     for kind, folder in kinds:
         for path in sorted((paths.data_dir() / folder).glob("*")):
-            problems += _problems_in(kind, path)
+            problems += _problems_in(Sweep if folder == "suites" and path.suffix == ".yaml" and _is_sweep(path.stem) else kind, path)
     for load in (load_runtimes, load_engines, load_calibration):
         try:
             load()
@@ -437,6 +478,11 @@ def check_data() -> list[str]:
         formats = load_formats()
     except DataError as error:
         return [*problems, str(error)]
+    for sweep_id in sweep_ids():
+        try:
+            problems += _unknown_machines(_load(Sweep, "suites", sweep_id, "sweep"))
+        except DataError:
+            continue  # said above
     for article_id in article_ids():
         try:
             problems += _unknown_names(_load(Article, "articles", article_id, "article"))

@@ -15,13 +15,13 @@ PACKAGE = Path(nbutils.__file__).parent
 LAYERS = (
     ("errors", "units"),
     ("specs",),
-    ("specs_articles", "specs_calibration"),
+    ("specs_articles", "specs_calibration", "specs_sweeps"),
     ("tensors",),
     ("limits",),
     ("fit",),
     ("explain",),
-    ("claims", "predict"),
-    ("paths",),
+    ("claims", "predict", "ratios"),
+    ("paths", "_reads"),
     ("registry", "records"),
     ("_ggml", "_allocations", "_bench", "_engine_child", "gguf_files", "gguf_header", "engine", "monitor", "probe"),
     ("subjects", "places"),
@@ -30,14 +30,16 @@ LAYERS = (
     ("calibrate", "frames_predict"),
     ("frames",),
     ("frames_chapters", "frames_claims", "frames_engines", "frames_market", "frames_power", "frames_published", "frames_run", "frames_served"),
-    ("benchmarks",),
+    ("frames_records",),
+    ("benchmarks", "calculator", "contribute", "frames_compared"),
     ("plots",),
-    ("plots_chapters", "plots_claims", "plots_market", "plots_predict", "plots_published"),
+    ("plots_chapters", "plots_claims", "plots_fit", "plots_market", "plots_predict", "plots_published"),
     ("notebook",),
     ("sweep",),
+    ("_sweep_worker", "cluster", "grid"),
     ("build",),
     ("printing",),
-    ("cli_claims", "cli_limits", "cli_measure", "cli_predict"),
+    ("cli_claims", "cli_limits", "cli_measure", "cli_predict", "cli_records", "cli_sweep"),
     ("cli",),
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -54,6 +56,7 @@ BESIDE = {
     ("probe", "monitor"),
     ("sustain", "measure"),
     ("endpoint", "measure"),
+    ("cli_records", "cli_measure"),
 }
 #: Records hold samples, limits hold bounds; they meet in ``frames``.
 NEVER = {("records", name) for name in ("tensors", "limits", "fit", "claims", "predict")}
@@ -61,7 +64,21 @@ NEVER = {("records", name) for name in ("tensors", "limits", "fit", "claims", "p
 #: What reads bytes from strangers has nothing at hand that it could be talked into using.
 ONLY = {"gguf_header": {"errors", "paths"}, "printing": set(), "_allocations": {"_ggml", "errors", "fit"}}
 
-PURE = ("errors", "units", "specs", "specs_articles", "specs_calibration", "tensors", "limits", "fit", "explain", "claims", "predict")
+PURE = (
+    "errors",
+    "units",
+    "specs",
+    "specs_articles",
+    "specs_calibration",
+    "specs_sweeps",
+    "tensors",
+    "limits",
+    "fit",
+    "explain",
+    "claims",
+    "predict",
+    "ratios",
+)
 WORLD = {
     "io",
     "json",
@@ -78,7 +95,20 @@ WORLD = {
     "time",
     "urllib",
 }
-OPTIONAL = {"dask", "gguf", "httpx", "httpx2", "huggingface_hub", "jupyter_book", "llama_cpp", "nbformat", "papermill", "pynvml"}
+OPTIONAL = {
+    "dask",
+    "distributed",
+    "gguf",
+    "httpx",
+    "httpx2",
+    "huggingface_hub",
+    "jupyter_book",
+    "llama_cpp",
+    "nbformat",
+    "papermill",
+    "pyarrow",
+    "pynvml",
+}
 
 
 def imported(tree: ast.AST) -> set[str]:

@@ -123,6 +123,17 @@ def test_a_70b_does_not_fit_on_a_4090_and_the_notebook_says_so(tmp_path: Path) -
     assert "RTX 4090" in printed
 
 
+def test_a_file_on_this_machine_gets_the_picture_of_the_calculator(small_file: Path, tmp_path: Path) -> None:
+    done = run_papermill("fit", tmp_path / "out.ipynb", "-p", "device", "this", "-p", "model", str(small_file))
+    assert done.returncode == 0, done.stderr[-2000:]
+    outputs = [o for cell in cells(tmp_path / "out.ipynb") for o in cell.outputs]
+    assert [o for o in outputs if "image/svg+xml" in o.get("data", {})]
+    shown = "".join(o.get("text", "") + "".join(o.get("data", {}).get("text/html", "")) for o in outputs)
+    assert "decode ceiling at depth 4,096" in shown
+    assert "A file is not compared" in shown
+    assert "calculator.html" not in shown, "no link can name a file"
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -73,10 +73,6 @@ def device() -> pd.DataFrame:
     return frames.device_frame(here(), models, n_ctx=8192)
 
 
-def budget() -> pd.DataFrame:
-    return pd.DataFrame({"part": ["weights", "KV cache", "compute buffer (estimate)", "headroom"], "bytes": [40e9, 3e9, 1e9, -5e9]})
-
-
 def rooflines() -> pd.DataFrame:
     return pd.DataFrame({"name": ["one", "two", "of unknown peak"], "bandwidth": [273e9, 1008e9, 500e9], "peak": [125e12, 165e12, None]})
 
@@ -99,7 +95,6 @@ FIGURES: dict[str, Callable[[Axes], Axes]] = {
     "decode_against_bytes": lambda ax: plots.decode_against_bytes(measured(), ax=ax),
     "rates_by_wall": lambda ax: plots.rates_by_wall(measured(), ax=ax),
     "device_ceilings": lambda ax: plots.device_ceilings(device(), ax=ax),
-    "budget_bar": lambda ax: plots.budget_bar(budget(), 39_000_000_000, ax=ax),
     "over_depth": lambda ax: plots.over_depth(frames.depth_frame(two(), here(), [256, 4096, 32768]), ax=ax),
     "over_batch": lambda ax: plots.over_batch(frames.batch_frame(two(), here(), [1, 16, 256, 4096], depth=256), ax=ax),
     "yardsticks": lambda ax: plots.yardsticks(frames.yardstick_frame(make_record().yardsticks), ax=ax),
@@ -251,12 +246,6 @@ def test_a_device_without_a_known_peak_has_no_roofline() -> None:
     assert [t.get_text() for t in legend.get_texts()] == ["one", "two"]
 
 
-def test_a_part_that_a_model_does_not_have_takes_no_place_in_its_bar() -> None:
-    frame = pd.DataFrame({"part": ["weights", "recurrent state", "headroom"], "bytes": [40e9, 0, 5e9]})
-    (legend,) = plots.budget_bar(frame, 45_000_000_000, ax=plots.new_axes()).figure.legends
-    assert [t.get_text() for t in legend.get_texts()] == ["available: 45.0 GB", "weights: 40.00 GB"]
-
-
 def test_a_batch_that_does_not_fit_is_a_hollow_mark() -> None:
     """Not told by colour alone."""
     frame = frames.batch_frame(two(), here(), [1, 16, 256, 4096], depth=2048)
@@ -268,12 +257,6 @@ def test_a_batch_that_does_not_fit_is_a_hollow_mark() -> None:
         assert drawn == sorted(frame[frame["fits"] == fits]["batch"])
     (legend,) = ax.figure.legends
     assert legend.get_texts()[-1].get_text() == "does not fit"
-
-
-def test_a_budget_over_the_line_is_drawn_over_the_line() -> None:
-    ax = plots.budget_bar(budget(), 39_000_000_000, ax=plots.new_axes())
-    assert sum(p.get_width() for p in ax.patches) == pytest.approx(44)
-    assert ax.get_xlim()[1] > 44
 
 
 @pytest.mark.parametrize("column", ["model", "decode"])

@@ -8,7 +8,7 @@ import typer
 
 from nbutils import fit, frames, frames_predict, limits, oracle, places, probe, registry, subjects
 from nbutils.errors import UnknownId, UsageError
-from nbutils.explain import ASSUMED, ASSUMPTIONS, Line, explain, fit_lines, limit_lines
+from nbutils.explain import ASSUMED, ASSUMPTIONS, Line, cost_lines, explain, fit_lines, limit_lines
 from nbutils.places import Place
 from nbutils.printing import AsJson, err, out, print_json, rows_table
 from nbutils.specs import Device, Model
@@ -177,17 +177,11 @@ def _caveat(stored: Variant, place: Place) -> str:
     return stored.caveat if place.runs(stored.engine) else f"{stored.engine} is not made for {place.device_id}"
 
 
-def _check_windows(stored: Variant, kv_type: str) -> None:
-    """``UsageError`` for a cache that MLX does not have."""
-    if stored.engine == "mlx" and kv_type != "f16" and "window" in stored.shape.layer_kinds:
-        raise UsageError(f"MLX does not quantise the caches of windowed layers; {stored.name} has some, use --kv-type f16")
-
-
 def _fit_row(subject: Subject, place: Place, *, n_ctx: int, kv_type: str, batch: int, backend: str, may_solve: bool, say: Any) -> dict[str, Any]:
     stored = subject.variant
     cache = registry.load_cache_type(stored.engine, kv_type)
     fit.check_cache(stored.shape, cache, kv_type)
-    _check_windows(stored, kv_type)
+    fit.check_windows(stored, kv_type)
     compute = oracle.compute_buffer(subject, n_ctx, kv_type=kv_type, batch_size=batch, backend=backend, progress=say)
 
     def budget_at(n: int, buffer: fit.ComputeBuffer | None) -> fit.MemoryBudget:
@@ -382,7 +376,7 @@ def limits_command(
                 stored = subject.variant
                 if not _wanted(subject, place, format_id, kv_type):
                     continue
-                _check_windows(stored, kv_type)
+                fit.check_windows(stored, kv_type)
                 rows.append(
                     frames.limits_row(
                         stored,
@@ -436,13 +430,16 @@ def _extra_lines(row: dict[str, Any], place: Place) -> list[Line]:
     lines = [Line("ridge point", row["ridge_point_flop_per_byte"], "FLOP/byte", "peak / bandwidth")]
     if row["compute_bound_batch"]:
         lines.append(Line("arithmetic binds", row["compute_bound_batch"], "sequences", "from this batch on, at this depth"))
-    if row["energy_j_per_token"] is not None:
-        lines.append(
-            Line("energy", row["energy_j_per_token"], "J/token", f"rated {place.power_w:g} W / decode ceiling", place.sources.get("power", ""))
-        )
-    if row["usd_per_million_tokens"] is not None:
-        how = f"{place.price_usd:,.0f} USD over {frames.YEARS:g} years that never rest, {place.power_w:g} W at {frames.USD_PER_KWH:g} USD/kWh"
-        lines.append(Line("owned", row["usd_per_million_tokens"], "USD/10⁶ tok", how, place.sources.get("price", "")))
+    lines += cost_lines(
+        energy_j=row["energy_j_per_token"],
+        usd_per_million=row["usd_per_million_tokens"],
+        power_w=place.power_w,
+        price_usd=place.price_usd,
+        years=frames.YEARS,
+        usd_per_kwh=frames.USD_PER_KWH,
+        rate="decode ceiling",
+        sources=place.sources,
+    )
     if row["rent_usd_per_million_tokens"] is not None:
         lines.append(Line("rented", row["rent_usd_per_million_tokens"], "USD/10⁶ tok", "rent / decode ceiling"))
     for method, flop in row["training_flop_per_token"].items():
@@ -474,7 +471,7 @@ def need_command(
     with err.status("reading …") as status, subjects.find(model, format_id, usual="Q4_K_M") as subject:
         stored = subject.variant
         cache = registry.load_cache_type(stored.engine, kv_type)
-        _check_windows(stored, kv_type)
+        fit.check_windows(stored, kv_type)
         compute = oracle.compute_buffer(subject, n_ctx, kv_type=kv_type, backend="cpu", progress=status.update)
         bare = fit.memory_budget(stored, n_ctx=n_ctx, available_bytes=0, cache=cache, compute=compute)
         step, flop = limits.decode_step_bytes(stored, depth=n_ctx, cache=cache), limits.decode_flop(stored, depth=n_ctx)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from nbutils import limits
 from nbutils.fit import N_BATCH, N_UBATCH, MemoryBudget, Room
-from nbutils.limits import F16_CACHE, DecodeLimit
+from nbutils.limits import F16_CACHE, DecodeLimit, PrefillLimit
 from nbutils.specs import Block, LayerKind
 from nbutils.tensors import Variant
 
-__all__ = ["ASSUMED", "ASSUMPTIONS", "Line", "explain", "fit_lines", "layer_words", "limit_lines"]
+__all__ = ["ASSUMED", "ASSUMPTIONS", "BASIS_WORDS", "Line", "cost_lines", "explain", "fit_lines", "layer_words", "limit_lines", "prefill_lines"]
 
 #: What llama.cpp's own tools assume; every memory figure of a GGUF file is for these.
 ASSUMED = {"n_batch": N_BATCH, "n_ubatch": N_UBATCH, "flash_attn": "auto", "swa_full": False}
@@ -31,7 +31,7 @@ _BRIEF_WORDS: dict[LayerKind, str] = {
     "recurrent": "{n} a state",
     "none": "{n} nothing",
 }
-_BASIS_WORDS = {
+BASIS_WORDS = {
     "asked": "llama.cpp was asked",
     "kept": "llama.cpp's answer for its CPU backend",
     "upper_bound": "an upper bound; llama.cpp was not asked",
@@ -90,7 +90,7 @@ def fit_lines(
     if budget.recurrent_state_bytes:
         lines.append(Line("recurrent state", budget.recurrent_state_bytes, "bytes", "F32, whatever the context and the cache type"))
     lines += [
-        Line("compute buffer", budget.compute.n_bytes, "bytes", _BASIS_WORDS[budget.compute.basis]),
+        Line("compute buffer", budget.compute.n_bytes, "bytes", BASIS_WORDS[budget.compute.basis]),
         Line("output buffer", budget.output_buffer_bytes, "bytes", "logits of one token per sequence, F32"),
         Line("runtime", budget.overhead_bytes, "bytes", "what the backend takes for itself", said.get("overhead", "")),
         Line("total", budget.total_bytes, "bytes"),
@@ -162,9 +162,35 @@ def limit_lines(
         prefill = limits.prefill_limit(
             variant, n_tokens=n_prompt, bandwidth_bytes_per_s=bandwidth_bytes_per_s, peak_flop_per_s=peak_flop_per_s, depth=depth, cache=cache
         )
-        lines += [
-            Line("prompt", prefill.flop, "FLOP", f"{n_prompt:,} tokens, attention included, head for the last one"),
-            Line("prompt read", round(prefill.read_bytes), "bytes", "every weight that it needs, once"),
-            Line("prefill ceiling", prefill.ceiling_tok_per_s, "tok/s", f"{prefill.binding} binds" if prefill.binding else ""),
-        ]
+        lines += prefill_lines(prefill)
+    return lines
+
+
+def prefill_lines(limit: PrefillLimit) -> list[Line]:
+    """The ceiling on reading a prompt."""
+    return [
+        Line("prompt", limit.flop, "FLOP", f"{limit.n_tokens:,} tokens, attention included, head for the last one"),
+        Line("prompt read", round(limit.read_bytes), "bytes", "every weight that it needs, once"),
+        Line("prefill ceiling", limit.ceiling_tok_per_s, "tok/s", f"{limit.binding} binds" if limit.binding else ""),
+    ]
+
+
+def cost_lines(
+    *,
+    energy_j: float | None,
+    usd_per_million: float | None,
+    power_w: float | None,
+    price_usd: float | None,
+    years: float,
+    usd_per_kwh: float,
+    rate: str,
+    sources: Mapping[str, str],
+) -> list[Line]:
+    """What a token costs at a rate, which ``rate`` names; a cost that is unknown has no line."""
+    lines = []
+    if energy_j is not None:
+        lines.append(Line("energy", energy_j, "J/token", f"rated {power_w:g} W / {rate}", sources.get("power", "")))
+    if usd_per_million is not None:
+        how = f"{price_usd:,.0f} USD over {years:g} years that never rest, {power_w:g} W at {usd_per_kwh:g} USD/kWh"
+        lines.append(Line("owned", usd_per_million, "USD/10⁶ tok", how, sources.get("price", "")))
     return lines

@@ -16,11 +16,14 @@ from nbutils.specs import Block, Configuration, Device, LayerKind, Runtimes, Sha
 from nbutils.tensors import Variant
 
 __all__ = [
+    "BOUND_MARGIN",
+    "BOUND_PADDING",
     "CONTEXT_PAD",
     "N_BATCH",
     "N_UBATCH",
     "TIGHT_MARGIN",
     "Basis",
+    "BoundSizes",
     "ComputeBuffer",
     "Linked",
     "MemoryBudget",
@@ -28,11 +31,14 @@ __all__ = [
     "Spill",
     "Verdict",
     "bound_compute",
+    "bound_sizes",
     "check_cache",
+    "check_windows",
     "compute_buffer_bound_bytes",
     "elsewhere_bytes",
     "kv_cache_bytes",
     "largest_context",
+    "layer_cells",
     "linked",
     "memory_budget",
     "output_buffer_bytes",
@@ -132,7 +138,7 @@ def _pad(n: int, multiple: int = CONTEXT_PAD) -> int:
     return -(-n // multiple) * multiple
 
 
-def _cells(variant: Variant, kind: LayerKind, n_ctx: int, n_ubatch: int) -> int:
+def layer_cells(variant: Variant, kind: LayerKind, n_ctx: int, n_ubatch: int = N_UBATCH) -> int:
     """Tokens that one layer keeps room for, for one sequence.
 
     llama.cpp pads to 256 and gives a windowed layer its window and one micro-batch (``llama_kv_cache_iswa``, with
@@ -153,7 +159,7 @@ def _cells(variant: Variant, kind: LayerKind, n_ctx: int, n_ubatch: int) -> int:
 def kv_cache_bytes(variant: Variant, n_ctx: int, cache: Block = F16_CACHE, *, batch_size: int = 1, n_ubatch: int = N_UBATCH) -> int:
     """Bytes allocated for K and V of ``batch_size`` sequences of ``n_ctx`` tokens each."""
     kinds = variant.shape.layer_kinds
-    cells = sum(kinds.count(kind) * _cells(variant, kind, n_ctx, n_ubatch) for kind in ("full", "latent", "window"))
+    cells = sum(kinds.count(kind) * layer_cells(variant, kind, n_ctx, n_ubatch) for kind in ("full", "latent", "window"))
     return batch_size * cells * kv_row_bytes(variant.shape, cache)
 
 
@@ -163,6 +169,12 @@ def check_cache(shape: Shape, cache: Block, name: str) -> None:
         raise UsageError(f"a {name} cache has blocks of {cache.elements} elements and this model's heads have {shape.head_dim}; use f16")
 
 
+def check_windows(variant: Variant, name: str) -> None:
+    """``UsageError`` for a cache that MLX does not have."""
+    if variant.engine == "mlx" and name != "f16" and "window" in variant.shape.layer_kinds:
+        raise UsageError(f"MLX does not quantise the caches of windowed layers; {variant.name} has some, use --kv-type f16")
+
+
 def output_buffer_bytes(shape: Shape, batch_size: int = 1) -> int:
     """Logits of one token of each sequence, F32 (``llama_context::output_reserve``)."""
     return batch_size * shape.n_vocab * _F32_BYTES
@@ -170,20 +182,23 @@ def output_buffer_bytes(shape: Shape, batch_size: int = 1) -> int:
 
 #: What the bound adds for padding and fragmentation. Of 1,236 contexts on 309 random shapes of ten architectures none needs
 #: more (``tests/test_oracle.py`` goes on trying); the bound is 1.05 to 3.3 times llama.cpp's answer there, the median 1.34.
-_BOUND_MARGIN, _BOUND_PADDING = 1.15, 2**20
+BOUND_MARGIN, BOUND_PADDING = 1.15, 2**20
 
 
-def compute_buffer_bound_bytes(shape: Shape, n_ctx: int, *, batch_size: int = 1, n_ubatch: int = N_UBATCH) -> int:
-    """An upper bound on llama.cpp's compute buffer with flash attention: masks, the residual stream, and the largest phase.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundSizes:
+    """What the bound depends on besides the context: elements of a token of the micro-batch and of a sequence, and what masks there are."""
 
-    A bound and no estimate: for the models of the registry it is 14 to 133 % above llama.cpp's own answer, most for hybrids.
-    """
-    cells = _pad(n_ctx)
-    n = min(n_ubatch, cells * batch_size)
+    per_token: int
+    per_sequence: int
+    sees_all: bool
+    #: ``None`` where no layer has a window.
+    window: int | None
+
+
+def bound_sizes(shape: Shape) -> BoundSizes:
+    """The residual stream twice and the largest phase, for a token; the states of recurrent layers, for a sequence."""
     kinds = set(shape.layer_kinds)
-    masks = n * cells if kinds & {"full", "latent"} else 0
-    if "window" in kinds:
-        masks += n * min(cells, _pad((shape.sliding_window or 0) + n))
     width = 3 * shape.n_embd
     phases = [shape.n_vocab + width, 3 * shape.n_ff + width]
     if kinds & {"full", "window"}:
@@ -196,9 +211,27 @@ def compute_buffer_bound_bytes(shape: Shape, n_ctx: int, *, batch_size: int = 1,
     states = 0
     if r := shape.recurrent:
         phases.append(10 * r.inner_size + 10 * r.group_count * r.state_size + width)
-        states = 3 * batch_size * r.state_size * r.inner_size
-    total = _F16_BYTES * masks + _F32_BYTES * (n * (2 * shape.n_embd + max(phases)) + states)
-    return round(total * _BOUND_MARGIN) + _BOUND_PADDING
+        states = 3 * r.state_size * r.inner_size
+    return BoundSizes(
+        per_token=2 * shape.n_embd + max(phases),
+        per_sequence=states,
+        sees_all=bool(kinds & {"full", "latent"}),
+        window=(shape.sliding_window or 0) if "window" in kinds else None,
+    )
+
+
+def compute_buffer_bound_bytes(shape: Shape, n_ctx: int, *, batch_size: int = 1, n_ubatch: int = N_UBATCH) -> int:
+    """An upper bound on llama.cpp's compute buffer with flash attention: masks, the residual stream, and the largest phase.
+
+    A bound and no estimate: for the models of the registry it is 14 to 133 % above llama.cpp's own answer, most for hybrids.
+    """
+    sizes, cells = bound_sizes(shape), _pad(n_ctx)
+    n = min(n_ubatch, cells * batch_size)
+    masks = n * cells if sizes.sees_all else 0
+    if sizes.window is not None:
+        masks += n * min(cells, _pad(sizes.window + n))
+    total = _F16_BYTES * masks + _F32_BYTES * (n * sizes.per_token + batch_size * sizes.per_sequence)
+    return round(total * BOUND_MARGIN) + BOUND_PADDING
 
 
 def bound_compute(variant: Variant, n_ctx: int, *, batch_size: int = 1, n_ubatch: int = N_UBATCH) -> ComputeBuffer:
@@ -292,7 +325,7 @@ def _layer_kv_bytes(variant: Variant, layer: int, n_ctx: int, cache: Block, n_ub
     kind = variant.shape.layer_kinds[layer]
     if kind == "recurrent":
         return recurrent_state_bytes(variant.shape) // variant.shape.layer_kinds.count("recurrent")
-    return _cells(variant, kind, n_ctx, n_ubatch) * kv_row_bytes(variant.shape, cache)
+    return layer_cells(variant, kind, n_ctx, n_ubatch) * kv_row_bytes(variant.shape, cache)
 
 
 def _step_layer_bytes(variant: Variant, layer: int) -> float:

@@ -21,6 +21,7 @@ from nbutils.tensors import Variant, variant
 __all__ = [
     "FIT_COLUMNS",
     "STALE_DAYS",
+    "TO_BE_HAD",
     "Asked",
     "advice",
     "best_measured",
@@ -49,7 +50,7 @@ __all__ = [
 #: A price or a state older than this is called stale.
 STALE_DAYS = 90
 #: States in which a configuration can be bought.
-_TO_BE_HAD = ("sold", "second-hand")
+TO_BE_HAD = ("sold", "second-hand")
 
 
 # ── prices and their age ──────────────────────────────────────────────────────────────────────────
@@ -203,7 +204,7 @@ def budget_frame(models: Sequence[Model], budgets_usd: Sequence[float], today: d
     for budget in budgets_usd:
         for model in models:
             within = options[(options["model_id"] == model.id) & (options["usd"] <= budget)]
-            sold, announced = within[within["state"].isin(_TO_BE_HAD)], within[within["state"] == "announced"]
+            sold, announced = within[within["state"].isin(TO_BE_HAD)], within[within["state"] == "announced"]
             for role, part, order, ascending in (
                 ("fastest", sold, ["expected_tok_per_s", "usd"], [False, True]),
                 ("cheapest", sold, ["usd", "expected_tok_per_s"], [True, False]),

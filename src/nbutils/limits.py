@@ -25,6 +25,8 @@ __all__ = [
     "decode_step_bytes",
     "distinct_experts",
     "energy_j_per_token",
+    "flop_per_seen",
+    "growing_layers",
     "hourly_price_usd",
     "kv_bytes_per_token",
     "kv_bytes_read",
@@ -34,6 +36,7 @@ __all__ = [
     "prefill_ceiling_tok_per_s",
     "prefill_flop",
     "prefill_limit",
+    "recurrent_flop",
     "recurrent_state_bytes",
     "ridge_point",
     "training_flop_per_token",
@@ -63,7 +66,7 @@ def kv_row_bytes(shape: Shape, cache: Block = F16_CACHE) -> int:
 
 def kv_bytes_per_token(shape: Shape, cache: Block = F16_CACHE) -> int:
     """Bytes of K and V that one more token of context adds, once every window is full."""
-    return _growing_layers(shape) * kv_row_bytes(shape, cache)
+    return growing_layers(shape) * kv_row_bytes(shape, cache)
 
 
 def recurrent_state_bytes(shape: Shape) -> int:
@@ -80,11 +83,12 @@ def recurrent_state_bytes(shape: Shape) -> int:
 
 def kv_bytes_read(shape: Shape, depth: int, cache: Block = F16_CACHE) -> int:
     """Bytes of K and V that one decode step reads at ``depth`` tokens of context; windows are honoured."""
-    seen = _growing_layers(shape) * depth + shape.layer_kinds.count("window") * _window_seen(shape, depth)
+    seen = growing_layers(shape) * depth + shape.layer_kinds.count("window") * _window_seen(shape, depth)
     return seen * kv_row_bytes(shape, cache)
 
 
-def _growing_layers(shape: Shape) -> int:
+def growing_layers(shape: Shape) -> int:
+    """Layers that keep something of every token."""
     return shape.layer_kinds.count("full") + shape.layer_kinds.count("latent")
 
 
@@ -154,11 +158,11 @@ def decode_flop(variant: Variant, *, depth: int = 0) -> int:
     """FLOP of one decode step of one sequence: two per active weight, and attention to what is cached."""
     shape = variant.shape
     windowed = shape.layer_kinds.count("window")
-    seen = _growing_layers(shape) * depth + windowed * _window_seen(shape, depth)
-    return 2 * variant.n_active_parameters + _flop_per_seen(shape) * seen + _recurrent_flop(shape)
+    seen = growing_layers(shape) * depth + windowed * _window_seen(shape, depth)
+    return 2 * variant.n_active_parameters + flop_per_seen(shape) * seen + recurrent_flop(shape)
 
 
-def _flop_per_seen(shape: Shape) -> int:
+def flop_per_seen(shape: Shape) -> int:
     """FLOP of one layer for one token seen: all heads multiply with its key and add up its value."""
     if shape.latent is not None:  # every head works on the compressed vector, whose first part also is the value
         per_head = 2 * shape.latent.kv_lora_rank + shape.latent.n_rot
@@ -167,7 +171,7 @@ def _flop_per_seen(shape: Shape) -> int:
     return 2 * shape.n_head * per_head
 
 
-def _recurrent_flop(shape: Shape) -> int:
+def recurrent_flop(shape: Shape) -> int:
     """Least FLOP a token costs in recurrent layers: each element of the state is updated and read, two operations each."""
     r = shape.recurrent
     return 0 if r is None else 4 * shape.layer_kinds.count("recurrent") * r.state_size * r.inner_size
@@ -254,11 +258,11 @@ def prefill_flop(variant: Variant, *, n_tokens: int, depth: int = 0) -> int:
     """
     shape = variant.shape
     head = 2 * shape.n_embd * shape.n_vocab
-    linear = n_tokens * (2 * variant.n_active_parameters - head + _recurrent_flop(shape)) + head
-    seen = _growing_layers(shape) * (n_tokens * depth + n_tokens * (n_tokens + 1) // 2)
+    linear = n_tokens * (2 * variant.n_active_parameters - head + recurrent_flop(shape)) + head
+    seen = growing_layers(shape) * (n_tokens * depth + n_tokens * (n_tokens + 1) // 2)
     if windowed := shape.layer_kinds.count("window"):
         seen += windowed * _window_seen_sum(shape, depth, n_tokens)
-    return linear + _flop_per_seen(shape) * seen
+    return linear + flop_per_seen(shape) * seen
 
 
 def prefill_bytes(variant: Variant, *, n_tokens: int, depth: int = 0, cache: Block = F16_CACHE) -> float:
@@ -383,8 +387,8 @@ def training_flop_per_token(variant: Variant, *, method: Literal["full", "lora",
     Dettmers et al. (2023, arXiv:2305.14314). Attention: as forward, twice more backward, half of the sequence seen on average.
     """
     per_weight = 6 if method == "full" else 4
-    seen = _growing_layers(variant.shape) * n_ctx // 2
+    seen = growing_layers(variant.shape) * n_ctx // 2
     if windowed := variant.shape.layer_kinds.count("window"):
         seen += windowed * _window_seen_sum(variant.shape, 0, n_ctx) // max(1, n_ctx)
-    attention = 3 * _flop_per_seen(variant.shape) * seen
+    attention = 3 * flop_per_seen(variant.shape) * seen
     return per_weight * variant.n_active_parameters + 6 * n_adapter_parameters + attention

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from nbutils import probe, registry
+from nbutils import predict, probe, registry
 from nbutils.errors import UnknownId, UsageError, did_you_mean
 from nbutils.fit import Room, room
 from nbutils.specs import BackendName, Configuration, Device, Machine, Runtimes, SystemName
 
-__all__ = ["THIS", "Place", "all_places", "find", "largest", "place"]
+__all__ = ["OWN", "THIS", "Place", "all_places", "family_of", "find", "largest", "place", "typed"]
 
 THIS = "this"
+#: The id of a machine that somebody describes.
+OWN = "own"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,10 @@ class Place:
     #: Whether a graphics card with a memory of its own is meant.
     discrete: bool = False
     device: Device | None = None
+    #: One of ``predict.FAMILIES``; empty where nothing is known.
+    family: str = ""
+    #: The dense FP16 peak of a machine that somebody describes.
+    typed_peak_flop_per_s: float | None = None
     bandwidth_bytes_per_s: float | None = None
     power_w: float | None = None
     price_usd: float | None = None
@@ -36,11 +42,12 @@ class Place:
 
     def runs(self, engine_name: str) -> bool:
         """Whether an engine is made for such a machine: MLX for Apple's, vLLM for the others, llama.cpp for all."""
-        is_apple = self.device is not None and self.device.family == "apple"
-        return engine_name == "llama.cpp" or (engine_name == "mlx") == is_apple
+        return engine_name == "llama.cpp" or (engine_name == "mlx") == (self.family == "apple")
 
     def peak(self, arithmetic: tuple[str, ...]) -> tuple[float | None, str]:
         """The best dense peak in any of these types in FLOP/s, and its type and source; ``None`` where none is known."""
+        if self.typed_peak_flop_per_s is not None:
+            return self.typed_peak_flop_per_s, "typed"
         chosen = self.device.configuration(self.configuration) if self.device else None
         found = self.device.peak(*arithmetic, configuration=chosen) if self.device else None
         if found is None or self.device is None:
@@ -60,6 +67,7 @@ def place(device: Device, configuration: Configuration) -> Place:
         backend=device.backend,
         discrete=device.memory_kind == "discrete",
         device=device,
+        family=family_of(device, configuration),
         bandwidth_bytes_per_s=configuration.bandwidth_bytes_per_s,
         power_w=device.power.base("power") if device.power else None,
         price_usd=configuration.price.base("price") if configuration.price else None,
@@ -71,6 +79,59 @@ def place(device: Device, configuration: Configuration) -> Place:
             **({"price": device.sources[configuration.price.source].title} if configuration.price else {}),
             **_runtime_sources(runtimes, device.backend, device.system, device.memory_kind),
         },
+    )
+
+
+def family_of(device: Device, configuration: Configuration) -> str:
+    """The family whose constants predictions have: cards with stacked memory are one of their own."""
+    stacked = device.family == "nvidia-discrete" and configuration.bandwidth_bytes_per_s >= predict.HBM_GB_PER_S * 1e9
+    return "nvidia-hbm" if stacked else device.family
+
+
+def typed(
+    *,
+    memory_gb: float,
+    bandwidth_gb_per_s: float,
+    family: str,
+    peak_flop_per_s: float | None = None,
+    power_w: float | None = None,
+    price_usd: float | None = None,
+) -> Place:
+    """A machine that somebody describes, with ``memory_gb`` of 2^30 bytes, as memory is sold.
+
+    What of it a model may use is told by the registry's machine of that family with the nearest memory; by the figures of Linux and the CPU
+    backend where the registry has none.
+    """
+    memory = round(memory_gb * 2**30)
+    alike = [p for p in all_places() if p.family == family]
+    like = min(alike, key=lambda p: max(p.room.memory_bytes / memory, memory / p.room.memory_bytes), default=None)
+    runtimes = registry.load_runtimes()
+    if like is None:
+        own = Room(
+            memory_bytes=memory,
+            unusable_bytes=0,
+            system_bytes=round(runtimes.systems["linux"].unified.base("memory")),
+            overhead_bytes=round(runtimes.backends["cpu"].overhead.base("memory")),
+        )
+        said = {"unusable": "no source says that any is", **_runtime_sources(runtimes, "cpu", "linux", "unified")}
+    else:
+        assert like.device is not None
+        share = 1 - like.room.unusable_bytes / like.room.memory_bytes
+        own = replace(like.room, memory_bytes=memory, unusable_bytes=memory - round(memory * share))
+        said = {**like.sources, "unusable": f"the share of {like.device.name}, {like.configuration}"}
+    return Place(
+        device_id=OWN,
+        configuration="",
+        memory_gb=memory_gb,
+        room=own,
+        backend="cpu" if like is None else like.backend,
+        discrete=like is not None and like.discrete,
+        family=family,
+        typed_peak_flop_per_s=peak_flop_per_s,
+        bandwidth_bytes_per_s=bandwidth_gb_per_s * 1e9,
+        power_w=power_w,
+        price_usd=price_usd,
+        sources={**said, **dict.fromkeys(("memory", "bandwidth", "power", "price"), "typed")},
     )
 
 

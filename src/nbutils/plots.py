@@ -31,7 +31,6 @@ from nbutils.errors import UsageError
 __all__ = [
     "STYLES",
     "batch_rates",
-    "budget_bar",
     "decode_against_bytes",
     "decode_by_format",
     "device_ceilings",
@@ -378,23 +377,6 @@ def device_ceilings(frame: pd.DataFrame, *, ax: Axes) -> Axes:
     ax.set_xlim(rows["decode_ceiling_tok_per_s"].min() / 3, rows["decode_ceiling_tok_per_s"].max() * 3.5)
     legend_below(ax)
     plain_log_ticks(ax, "x")
-    return ax
-
-
-def budget_bar(frame: pd.DataFrame, available_bytes: int, *, ax: Axes) -> Axes:
-    """A memory budget as one stacked bar against what a program may use, which is a line."""
-    left = 0.0
-    hatches = ["", "//", "..", "xx", "--", "\\\\"]
-    parts = frame[(frame["part"] != "headroom") & (frame["bytes"] > 0)]
-    small = parts["bytes"] < 0.02 * parts["bytes"].sum()
-    rest = pd.DataFrame({"part": ["buffers and runtime"], "bytes": [parts.loc[small, "bytes"].sum()]})
-    parts = pd.concat([parts[~small], rest[rest["bytes"] > 0]])
-    for row, colour, hatch in zip(parts.itertuples(), sns.color_palette("colorblind"), hatches, strict=False):
-        ax.barh(0, row.bytes / 1e9, left=left, color=colour, hatch=hatch, edgecolor="white", label=f"{row.part}: {row.bytes / 1e9:.2f} GB")
-        left += row.bytes / 1e9
-    ax.axvline(available_bytes / 1e9, color="0.2", linewidth=2, label=f"available: {available_bytes / 1e9:.1f} GB")
-    ax.set(xlabel="memory (GB)", yticks=[], xlim=(0, max(left, available_bytes / 1e9) * 1.06))
-    legend_below(ax)
     return ax
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
@@ -303,7 +304,16 @@ def test_the_data_hold_the_whole_registry(data: dict[str, Any]) -> None:
     }
     assert list(data["places"]) == [f"{p.device_id}/{p.configuration}" for p in places.all_places()]
     assert list(data["formats"]) == list(registry.load_formats())
-    assert len({place["label"] for place in data["places"].values()}) == len(data["places"]), "a label names one place"
+    # The smaller M4 Max stands in the registry as a configuration and as a device of its own.
+    assert len({(place["label"], place["device"]) for place in data["places"].values()}) == len(data["places"]), "a label names one machine"
+
+
+def test_a_label_names_the_cores_of_its_configuration(data: dict[str, Any]) -> None:
+    labels = {place_id: found["label"] for place_id, found in data["places"].items()}
+    assert labels["mac-studio-m4-max/36gb-32c"] == "Mac Studio M4 Max 32c, 36 GB"
+    for place_id, label in labels.items():
+        if named := re.search(r"-(\d+c)$", place_id):
+            assert f" {named[1]}, " in label
 
 
 def test_every_whole_number_is_exact_in_the_page(data: dict[str, Any]) -> None:

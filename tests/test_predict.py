@@ -540,3 +540,11 @@ def test_tables_of_the_chapter_have_their_columns() -> None:
         assert len(frame)
         assert set(headings) <= set(frame.columns)
         assert set(formats) <= set(headings)
+
+
+def test_a_device_is_the_same_in_any_spelling() -> None:
+    numbers = {"phase": "prefill", "weight_gb_read": "4.9", "n_layers": "32", "kv_bytes_per_token": "131072", "active_params_b": "8", "moe": "0"}
+    found = frames_predict.predict_cases(pd.DataFrame([numbers | {"device": said} for said in ("rtx-5090", "RTX 5090", "rtx_5090")]))
+    assert found["ceiling_tok_per_s"].notna().all()
+    for name in frames_predict.OUTCOMES:
+        assert found[name].nunique() == 1

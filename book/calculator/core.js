@@ -740,7 +740,7 @@
   function tooLittleMoney(data, query) {
     if (query.place !== "budget" || resolve(data, query) !== null) return [];
     const what = `Nothing on sale for ${grouped(String(query.budget_usd))} USD holds it`, best = cheapest(data, query);
-    if (best === null) return [error("budget_usd", `${what}, nor does anything dearer with a known price; choose a smaller model.`)];
+    if (best === null) return [error("budget_usd", `${what}, nor does anything dearer with a known price; choose a smaller format or a smaller model.`)];
     const { name, place, price_usd } = best;
     return [{ ...error("budget_usd", `${what}; the cheapest that does is ${name}, USD ${count(price_usd)}.`), budget_usd: price_usd, place }];
   }

@@ -312,12 +312,12 @@
         ${" "}${names.place} leaves a model <b>${gb(answer.available_bytes)} GB</b>.</p>
       <${BudgetPicture} answer=${answer} />
       <p class="largest">Largest context that fits: ${known(answer.max_ctx)
-        ? html`<b>${whole(answer.max_ctx)} tokens</b>${answer.max_ctx === answer.n_ctx_train && ", all it was trained for"}
+        ? html`<b>${whole(answer.max_ctx)} tokens</b>${answer.max_ctx === answer.n_ctx_train && ", all it was trained for"}${" "}
           ${answer.max_ctx !== answer.n_ctx && !tooLong && html`
             <button type="button" onClick=${() => set({ n_ctx: answer.max_ctx })}>Use it</button>`}`
         : html`<b>none</b>, not even 256 tokens`}</p>
       ${tooLong && html`<div class="ways"><p id="ways">${ways.length > 0 ? "It would fit with:"
-        : "No format, cache or context makes it fit here, and nothing on sale with a known price holds it."}</p>
+        : "No format, cache or context makes it fit here, and nothing on sale with a known price holds it in a smaller format."}</p>
         ${ways.length > 0 && html`<ul class="chips" aria-labelledby="ways">
           ${ways.map(({ label, change }) => html`<li><button type="button" onClick=${() => set(change)}>${label}</button></li>`)}</ul>`}</div>`}
       ${answer.caveat && html`<p class="caveat">${answer.caveat}</p>`}
@@ -379,7 +379,7 @@
         : html`<p>Energy unknown: no power of this machine is known.</p>`}
       <p class="quiet">${[
         known(answer.price_usd) && `USD ${money(answer.price_usd)}${day} over ${query.years} years that never rest`,
-        known(answer.power_w) && `${whole(answer.power_w)} W at USD ${query.usd_per_kwh} a kWh`,
+        known(answer.power_w) && `${whole(answer.power_w)} W${/-discrete$|^intel$/.test(answer.family) ? " of the card alone" : ""} at USD ${query.usd_per_kwh} a kWh`,
       ].filter(Boolean).join(", ")}</p>
       <${Arithmetic} title="Energy and money, line by line" groups=${{ cost: answer.lines.cost }} />
     </section>`;
@@ -630,7 +630,8 @@
 
   /** The state that the address holds; an anchor of the page is none. */
   const stateText = () => {
-    const text = location.hash.length > 1 ? location.hash : location.search;
+    // What mail and social sites append to an address is none of the page's: a search is, if it names a model or a machine.
+    const text = location.hash.length > 1 ? location.hash : /[?&][mp]=/.test(location.search) ? location.search : "";
     return document.getElementById(text.slice(1)) ? "" : text;
   };
 
@@ -773,6 +774,13 @@
       const label = `${best.name}: ${priced(best.price_usd, best.price_stale)}, the cheapest on sale`;
       fitting.push({ label, change: { place: best.place } });
     }
+    // Where this format has no machine, the largest smaller one that has.
+    const other = best ? null : model.formats.filter((f) => f.bytes < answer.weight_bytes).sort((a, b) => b.bytes - a.bytes)
+      .map((f) => ({ f, row: core.cheapest(data, settled(k, query, { format: f.id })) })).find(({ row }) => row);
+    if (other) {
+      const label = `${other.f.name} on ${other.row.name}: ${priced(other.row.price_usd, other.row.price_stale)}`;
+      fitting.push({ label, change: { format: other.f.id, place: other.row.place } });
+    }
     return fitting;
   };
 
@@ -806,6 +814,8 @@
     const need = useMemo(() => core.need(data, asked), [asked]);
     const ways = useMemo(() => waysOut(data, k, asked, fresh), [fresh]);
 
+    const now = useRef("");
+    now.current = link || now.current;
     useEffect(() => {
       const timer = changed.current && link && setTimeout(() => {
         try { history.replaceState(null, "", link); } catch { /* some places allow no address of one's own */ }
@@ -815,7 +825,11 @@
     useEffect(() => {
       const follow = () => {
         const text = stateText();
-        if (!text) return;
+        if (!text) {
+          // An anchor of the page was followed: the question goes back into the address.
+          try { if (now.current) history.replaceState(null, "", now.current); } catch { /* as above */ }
+          return;
+        }
         const found = core.parse(data, text);
         changed.current = false;
         setBroken(found.problems);

@@ -423,7 +423,7 @@ def _row(asked: _Asked, here: Place) -> dict[str, Any]:
 
 
 def _label(here: Place) -> str:
-    return f"{frames.short_name(here.device)}, {here.memory_gb:g} GB" if here.device else "your own"
+    return f"{frames.short_name(here.device, here.configuration)}, {here.memory_gb:g} GB" if here.device else "your own"
 
 
 def _is_bought(here: Place, budget_usd: float) -> bool:

@@ -840,10 +840,10 @@ def machine_frame(machine: Machine, description: dict[str, Any] | None = None, b
     return pd.DataFrame(rows, columns=["property", "value"])
 
 
-def short_name(device: Device) -> str:
-    """A name for a narrow column: no maker, and of what stands in parentheses only the cores of the GPU."""
+def short_name(device: Device, configuration: str = "") -> str:
+    """A name for a narrow column: no maker, and of what stands in parentheses only the cores of the GPU, which a configuration may name in its id."""
     plain, _, inner = device.name.partition(" (")
-    cores = re.search(r"(\d+)-core GPU", inner)
+    cores = re.search(r"-(\d+)c$", configuration) or re.search(r"(\d+)-core GPU", inner)
     plain = re.sub(r"^(NVIDIA|AMD|Apple|Intel|Microsoft|Qualcomm) (GeForce )?", "", plain).replace(",", "")
     return plain + (f" {cores[1]}c" if cores else "")
 

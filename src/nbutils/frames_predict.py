@@ -119,6 +119,8 @@ _HYBRID_NAMES = (
 )
 #: Two nominal bandwidths are one machine's up to this share: makers round.
 _SAME_BANDWIDTH = 0.006
+#: From here on it is another chip that goes by the same name.
+_SAME_CHIP = 0.03
 #: From here the cache is a part of what a token reads that counts.
 _DEEP_TOKENS = 4000
 #: Tokens of a prompt, for the head that only the last one needs.
@@ -410,10 +412,14 @@ def _factors(found: Calibration, group: str, family: str, gb_per_s: float, devic
     words, _ = _group_words(found, group)
     own = [d for d in found.devices if (device_id and d.device == device_id) or (not device_id and named and d.name == named)]
     if constants.assumed or group in ("cpu", "apple-cpu"):
-        return 1.0, 1.0, False, words
+        # What was assumed for stacked memory comes from chips of about the middle year; of a later one it is too long.
+        layer = predict.age_factors(found, predict.chip_year(named))[1] if group == "nvidia-hbm" else 1.0
+        return 1.0, min(1.0, layer), False, words
     if own:
-        here = group in own[0].groups
-        return own[0].share, own[0].layer, here, f"{words}, this one {'among them' if here else 'under another program'}"
+        same = abs(own[0].bandwidth_gb_per_s / gb_per_s - 1) < _SAME_CHIP
+        here = group in own[0].groups and same
+        how = "among them" if here else "under another program" if same else "with another bandwidth"
+        return own[0].share, own[0].layer, here, f"{words}, this one {how}"
     year = predict.chip_year(named)
     if not device_id:
         alike = [d for d in found.devices if d.family == family and abs(d.bandwidth_gb_per_s / gb_per_s - 1) < _SAME_BANDWIDTH]
@@ -578,7 +584,7 @@ def predict_cases(frame: pd.DataFrame) -> pd.DataFrame:
     found = known.calibration
     # Numbers may be anything; what overflows is told below.
     with np.errstate(all="ignore"):
-        _fill_numbers(known, cases, said, by_numbers, depth)
+        _fill_numbers(known, cases, said, places, by_numbers, depth)
         good = cases.problem == ""
         outcome = {name: np.full(n, np.nan) for name in OUTCOMES[:-1]}
         for prefill in (False, True):
@@ -697,7 +703,9 @@ def _prefill_of(known: _Known, what: _What, place: Where, depth: int) -> tuple[f
     return 2.0 * stored.n_active_parameters, max(0.0, attention), most / flop
 
 
-def _fill_numbers(known: _Known, cases: _Cases, said: pd.DataFrame, by_numbers: predict.Bools, depth: predict.Floats) -> None:
+def _fill_numbers(
+    known: _Known, cases: _Cases, said: pd.DataFrame, places: Sequence[Where | None], by_numbers: predict.Bools, depth: predict.Floats
+) -> None:
     """Rows that say bytes and sizes themselves; what they leave out is estimated, and said."""
     weight = _column(cases, said, "weight_gb_read") * 1e9
     active = _column(cases, said, "active_params_b") * 1e9
@@ -739,7 +747,7 @@ def _fill_numbers(known: _Known, cases: _Cases, said: pd.DataFrame, by_numbers: 
     ):
         getattr(cases, name)[rows] = values[rows]
     with np.errstate(over="ignore", invalid="ignore"):
-        own_most = _own_most(known, cases, said)
+        own_most = _own_most(known, cases, places)
         cases.ceiling[rows] = (own_most / flop)[rows]
     deep = depth > 0
     # Few models keep nothing of a context: a zero is often a size that nobody looked up.
@@ -747,8 +755,8 @@ def _fill_numbers(known: _Known, cases: _Cases, said: pd.DataFrame, by_numbers: 
     cases.more[rows] = np.hypot(np.where(no_layers, _LAYERS_SPREAD, 0.0), np.where((no_kv & deep) | nothing, _KV_SPREAD, 0.0))[rows]
     cases.notes.append(np.where(rows & nothing, "kv_bytes_per_token 0, so nothing of the context is read", "").astype(object))
     shown = np.array([f"{v:.0f}" if np.isfinite(v) else "" for v in np.unique(layers[rows])])
-    places = np.searchsorted(np.unique(layers[rows]), np.where(rows, layers, np.nan))
-    named = shown[np.minimum(places, len(shown) - 1)].astype(object)
+    positions = np.searchsorted(np.unique(layers[rows]), np.where(rows, layers, np.nan))
+    named = shown[np.minimum(positions, len(shown) - 1)].astype(object)
     cases.notes.append(np.where(rows & no_layers, "n_layers not given, " + named + " is the trend of that size", "").astype(object))
     cases.notes.append(np.where(rows & (moe_said == -1), "moe not given, taken as 0", "").astype(object))
     cases.notes.append(np.where(rows & no_kv & deep, "kv_bytes_per_token not given, the usual 4,096 bytes a layer", "").astype(object))
@@ -757,13 +765,12 @@ def _fill_numbers(known: _Known, cases: _Cases, said: pd.DataFrame, by_numbers: 
     cases.notes.append(np.where(rows & hybrid, "by its cache or its name most layers keep a state", "").astype(object))
 
 
-def _own_most(known: _Known, cases: _Cases, said: pd.DataFrame) -> predict.Floats:
+def _own_most(known: _Known, cases: _Cases, places: Sequence[Where | None]) -> predict.Floats:
     """The most FLOP/s that any type of numbers gives: of a device of the registry its own best peak."""
     most = cases.most.copy()
-    for device_id in said["device"].unique():
-        if device_id in known.device_ids:
-            device = known.device(device_id)
-            most[(said["device"] == device_id).to_numpy()] = known.most(device, device.configuration(), _ANY_TYPE)
+    for i, place in enumerate(places):
+        if place is not None and place.device is not None:
+            most[i] = known.most(place.device, place.configuration, _ANY_TYPE)
     most[np.isin(cases.group, [GROUPS.index(name) for name in _CPU_FLOP_PER_BYTE])] = math.inf
     return most
 

@@ -238,7 +238,10 @@ def _rows_of_places(frame: pd.DataFrame, here: str) -> tuple[pd.DataFrame, int]:
 
 
 def _names(frame: pd.DataFrame) -> list[str]:
-    return ["own machine" if device == places.OWN else frames.short_name(registry.load_device(device)) for device in frame["device"]]
+    return [
+        "own machine" if device == places.OWN else frames.short_name(registry.load_device(device), place.partition("/")[2])
+        for device, place in zip(frame["device"], frame["place"], strict=True)
+    ]
 
 
 # ── words ─────────────────────────────────────────────────────────────────────────────────────────

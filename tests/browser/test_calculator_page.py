@@ -587,7 +587,10 @@ def test_another_link_in_the_same_tab_is_followed_and_the_anchors_of_the_page_ar
     expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("gpt-oss 120B")
     page.evaluate("location.hash = '#about'")
     expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("gpt-oss 120B")
+    page.reload()
+    expect(page.get_by_role("combobox", name="Model", exact=True)).to_have_value("gpt-oss 120B")
     expect(visit("#calculator").locator(".broken")).to_have_count(0)
+    expect(visit("?utm_source=mail").locator(".broken")).to_have_count(0)
 
 
 @in_browser

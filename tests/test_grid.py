@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -104,3 +105,13 @@ def test_suites_and_sweeps_lie_in_one_folder_and_are_told_apart() -> None:
         registry.load_sweep("quick")
     with pytest.raises(UnknownId, match="'pagse' is no sweep of data/suites; did you mean 'pages'"):
         registry.load_sweep("pagse")
+
+
+def test_a_page_that_tells_old_prices_is_made_again_when_one_has_become_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    depends = []
+    for now in (date(2025, 1, 1), date(2026, 11, 20)):
+        monkeypatch.setattr(grid, "date", type("Day", (date,), {"today": classmethod(lambda _, now=now: now)}))
+        cells, _ = grid.cells_of(registry.load_sweep("pages"))
+        depends.append({cell.output: cell.depends for cell in cells})
+    changed = {output for output in depends[0] if depends[0][output] != depends[1][output]}
+    assert changed == {output for output in depends[0] if output.startswith("book/devices/")}

@@ -202,7 +202,8 @@ def test_a_measurement_is_not_repeated_for_a_drawing_or_a_figure(
 ) -> None:
     done(measuring, store, executed)
     (tmp_path / "data" / "devices" / "read.yaml").write_text("another figure", encoding="utf-8")
-    monkeypatch.setattr(sweep, "versions", lambda: {"numpy": "0.1"})
+    others = sweep.versions() | {"numpy": "0.1"}
+    monkeypatch.setattr(sweep, "versions", lambda: others)
     assert store.why(measuring) == []
     assert store.why(replace(measuring, depends={"its build of llama.cpp": "another"})) == ["its build of llama.cpp changed"]
     (record,) = store.records(measuring)

@@ -44,7 +44,7 @@ def start(notes: str, records: str, roots: list[str]) -> None:
     def note_path(what: str, path: object) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor
-        whole = whole_path(path)
+        whole = str(source_of(Path(whole_path(path))))
         if whole.startswith(under) and "\n" not in whole:
             note(f"{what} {whole}")
 
@@ -62,4 +62,9 @@ def whole_path(path: str | bytes | os.PathLike[str]) -> str:
 
 def source_of(path: Path) -> Path:
     """The source of a compiled module; any other path is its own."""
-    return Path(source_from_cache(str(path))) if path.suffix == ".pyc" and path.parent.name == "__pycache__" else path
+    if path.suffix != ".pyc" or not (path.parent.name == "__pycache__" or sys.pycache_prefix):
+        return path
+    try:
+        return Path(source_from_cache(str(path)))
+    except ValueError:  # compiled by other means
+        return path

@@ -31,8 +31,12 @@ def main() -> None:
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     while True:
         request = json.loads(asked.get())
-        sweep.execute(sweep.Cell(**request["cell"]), Path(request["folder"]), lambda line: say(told=line))
-        say(done=True)
+        try:
+            sweep.execute(sweep.Cell(**request["cell"]), Path(request["folder"]), lambda line: say(told=line))
+        except OSError as error:  # not even the error could be written down
+            say(failed=error.strerror or str(error))
+        else:
+            say(done=True)
 
 
 def _listen(asked: queue.SimpleQueue[str]) -> None:

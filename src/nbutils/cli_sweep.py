@@ -168,7 +168,12 @@ def _report(summary: Summary, kept: int, notes: list[str], as_json: bool) -> Non
         print_json({"done": summary.done, "kept": kept, "failed": failed, "took_s": round(summary.took_s, 3), "notes": notes})
         return
     for cell, problem in summary.failed:
-        out.print(f"failed: {problem}\n  run it by itself: {sweep.rerun(cell)}", markup=False, highlight=False, soft_wrap=True)
+        out.print(
+            f"failed: {problem}\n  run it by itself{f' on {cell.device}' if cell.device else ''}: {sweep.rerun(cell)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     for line in notes:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print(

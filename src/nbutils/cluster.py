@@ -71,7 +71,7 @@ def report() -> dict[str, dict[str, str]]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    names = (p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and not p.name.startswith("."))
+    names = (p for p in folder.rglob("*") if p.is_file() and not any(part.startswith((".", "__pycache__")) for part in p.relative_to(folder).parts))
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
 
 
@@ -227,6 +227,8 @@ def _result(content: bytes) -> dict[str, Any]:
         reads = said["reads"]
         if not all(isinstance(text, str) for text in (said["notebook"], *reads, *reads.values())):
             raise TypeError("a digest that is no text")
+        if strange := [name for name in reads if name.partition("/")[0] not in ("code", "data", "records", "beside", "file")]:
+            raise ValueError(f"{strange[0][:40]!r} is nothing that a cell reads")
         # A model that lies there is not to be held against one that happens to lie here under the same name.
         reads = {name: digest for name, digest in reads.items() if not name.startswith("file/")}
         return {"notebook": said["notebook"], "reads": reads, "took_s": float(said["took_s"])}
@@ -355,7 +357,11 @@ class Fleet:
         self._loop, self._stop, self._turn = asyncio.get_running_loop(), asyncio.Event(), asyncio.Condition()
         self._lost: asyncio.Future[_SchedulerLost] = self._loop.create_future()
         options = {"asynchronous": True, "set_as_default": False, "timeout": _CONNECT_S, "security": self._security, "name": "nbutils"}
-        self._client = self._distributed.Client(self._address, **options)
+        try:
+            self._client = self._distributed.Client(self._address, **options)
+        except Exception as error:  # certificates that are none, a key that needs a password
+            started.set_exception(UsageError(f"no connection to {self._address} can be made: {_line(error)}"))
+            return
         started.set_result(None)
         try:
             await self._open()
@@ -515,7 +521,7 @@ class Fleet:
             try:
                 sent = await self._send(worker, cell, watch)
                 if result := await asyncio.to_thread(unpack, sent, cell, folder):
-                    self._check_reads(worker, cell, result["reads"])
+                    self._check_reads(worker, cell, result["reads"] | {f"beside/{PurePosixPath(cell.notebook).name}": result["notebook"]})
                     paths.write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
             except _WorkerGone as gone:
                 lost.append(worker.name)
@@ -537,7 +543,7 @@ class Fleet:
         async with self._turn:
             while not self._lost.done():
                 able = [worker for worker in self._workers.values() if worker.serves(cell.device)]
-                ready = [worker for worker in able if worker.can_start(cell)]
+                ready = [worker for worker in able if worker.can_start(cell) and not self._disturbs(worker, cell)]
                 if ready:
                     worker = min(ready, key=lambda w: (len(w.devices), w.busy))
                     worker.busy, worker.alone = worker.busy + 1, _wants_all(cell)
@@ -548,6 +554,11 @@ class Fleet:
                     raise NbutilsError(self._lacks(cell.device, cell.name))
                 await self._turn.wait()
         raise self._lost.result()
+
+    def _disturbs(self, worker: _Worker, cell: Cell) -> bool:
+        """Whether one of the two would be timed beside the other, on another worker of the same machine. Where devices are named, they decide."""
+        others = [w for w in self._workers.values() if w is not worker and _host(w.address) == _host(worker.address)]
+        return not cell.device and any(w.busy if cell.measures else w.alone for w in others)
 
     async def _send(self, worker: _Worker, cell: Cell, watch: Watch) -> object:
         job = uuid.uuid4().hex
@@ -593,7 +604,7 @@ class Fleet:
         """Refuse the worker when the cell read there what is not here: somebody changed a checkout since it was let in."""
         if private := [name for name in read if name.startswith("records/")]:
             raise DataError(f"it reads {private[0]}, and every machine has records of its own; run it without --scheduler")
-        if changed := [name for name, digest in self._known(read, cell).items() if self._here["files"].get(name) != digest]:
+        if changed := [name for name, digest in self._known(read, cell).items() if self._here["files"].get(name, "") != digest]:
             self._refuse(worker.address, worker.name, f"it has changed {_shortened(changed)} since it came")
             raise _WorkerGone(f"worker {worker.name} ran it with other files")
 

@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from nbutils import engine, paths, probe, registry, sweep
+from nbutils import engine, frames_market, paths, probe, registry, sweep
 from nbutils.errors import DataError, UnknownId, UsageError
 from nbutils.notebook import declared_in, notebook_files, validate
 from nbutils.specs_sweeps import NAMES, Scalar, Sweep, SweepCells
@@ -115,7 +116,18 @@ def _cell(wanted: Sweep, part: SweepCells, source: Path, values: dict[str, Scala
         title=part.title.format_map(names),
         device=machine,
         measures=part.measures,
+        depends=_ages(declared_in(source), values),
     )
+
+
+def _ages(declared: dict[str, Any], values: dict[str, Scalar]) -> dict[str, str]:
+    """A page that tells old prices from new ones is made again when one has become old."""
+    if "today" not in declared or values.get("today"):
+        return {}
+    market, today = registry.load_market(), date.today()
+    asked = {said.asked for said in market.offers} | {said.asked for said in market.rents} | {said.asked for said in market.supply}
+    asked |= {c.price.asked for device_id in registry.device_ids() for c in registry.load_device(device_id).configurations if c.price}
+    return {"which prices are old": sweep.digest_of(sorted(str(day) for day in asked if frames_market.is_stale(day, today)))}
 
 
 def _in_a_path(value: object) -> str:

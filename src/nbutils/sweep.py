@@ -235,7 +235,7 @@ def _roots(cell: Cell) -> dict[str, Path]:
 def _files_named(cell: Cell) -> list[Path]:
     """Files that parameters name, such as a model: llama.cpp reads it in a process of its own."""
     texts = [value for value in cell.parameters.values() if isinstance(value, str) and value]
-    return [path for path in (cell.source.parent / text for text in texts) if _is_file(path)]
+    return [path for path in (cell.source.parent / os.path.expanduser(text) for text in texts) if _is_file(path)]  # noqa: PTH111 - raises for no user
 
 
 def _is_file(path: Path) -> bool:
@@ -596,11 +596,10 @@ def _differences(done: _Done, cell: Cell) -> list[str]:
     if was.title != cell.title:
         found.append(f"title: {was.title!r} → {cell.title!r}")
     found += [f"{name} changed" for name in sorted(was.depends.keys() | cell.depends.keys()) if was.depends.get(name) != cell.depends.get(name)]
-    if not done.records:
-        now = versions()
-        found += [
-            f"{name}: {was_version} → {now.get(name, 'none')}" for name, was_version in result["versions"].items() if now.get(name) != was_version
-        ]
+    now, before = versions(), result["versions"]
+    if done.records:  # here it depends on its build of llama.cpp; of a measurement elsewhere the version is all that is known of it
+        before = {name: v for name, v in before.items() if name == "llama-cpp-python" and not (was.depends or cell.depends)}
+    found += [f"{name}: {was_version} → {now.get(name, 'none')}" for name, was_version in before.items() if now.get(name) != was_version]
     roots = _roots(cell)
     for name, digest_then in result["reads"].items():
         path = _located(name, roots)
@@ -622,6 +621,8 @@ def _text_of(path: Path) -> str:
 def _deliver_file(source: Path, target: Path) -> None:
     with paths.atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())  # a pulled plug must not leave the name of a record without its content
 
 
 def _sync(folder: Path) -> None:
@@ -799,6 +800,10 @@ class Local:
                     worker.end()
                     end_kernel(folder)
                     worker = None
+                    if _read_done(folder) is not None:  # it went after the cell was done: a second run would be a second record
+                        future.set_result(folder)
+                        break
+                    shutil.rmtree(folder, ignore_errors=True)
                     if self._closed or attempt == 2:
                         raise CellFailed(f"{cell.source.name}: the process that ran it was ended, twice")
             except Exception as error:
@@ -810,6 +815,8 @@ class Local:
 
     def _new_worker(self) -> _Worker:
         with self._turn:
+            if self._closed:
+                raise CellFailed("the sweep was ended")
             worker = _Worker()
             self._workers.append(worker)
             return worker
@@ -833,6 +840,8 @@ class _Worker:
                 event = json.loads(line)
                 if "done" in event:
                     return True
+                if "failed" in event:
+                    raise CellFailed(f"{cell.source.name}: what it leaves cannot be written: {event['failed']}; free some space, then go on")
                 watch.told(cell, event["told"])
         except (OSError, ValueError):
             pass  # gone, or cut off in a line

@@ -213,6 +213,22 @@ def test_an_export_of_nothing_or_to_nowhere_is_a_wrong_call(arguments: tuple[str
     assert not (tmp_path / arguments[0]).exists()
 
 
+def test_an_export_replaces_no_record(run: Run, own_home: Path, tmp_path: Path) -> None:
+    path, other = records.write(make_record()), records.write(make_bench())
+    before = path.read_bytes()
+    for named in (path, path.parent / "new.csv", tmp_path / path.name):
+        code, _, err = run("records", "export", named, other, "--to", "csv")
+        assert (code, "the file to write comes first" in err, named.exists()) == (2, True, named == path)
+    assert path.read_bytes() == before
+
+
+def test_of_two_records_that_cannot_both_be_submitted_none_is_copied(run: Run, own_home: Path, data: Path) -> None:
+    path = records.write(make_record())
+    before = sorted(records.committed_dir().rglob("*.json"))
+    code, _, err = run("records", "submit", path, path)
+    assert (code, "is named twice" in err, sorted(records.committed_dir().rglob("*.json"))) == (2, True, before)
+
+
 def test_a_folder_that_takes_no_export_is_named(run: Run, own_home: Path, tmp_path: Path) -> None:
     records.write(make_record())
     (tmp_path / "file").write_text("")

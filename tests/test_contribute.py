@@ -126,6 +126,8 @@ def test_several_problems_are_all_said(tmp_path: Path) -> None:
         make_record(points=(make_record().points[0].model_copy(update={"repetitions_s": ((1e-12,), (1e9,))}), make_record().points[1])),
         make_bench(tests=(make_bench().tests[0].model_copy(update={"samples_ns": (1, 1)}),)),
         make_bench(tests=(make_bench().tests[1].model_copy(update={"avg_ts": 1e308}),)),
+        # Within what small models reach, and 500 TB/s at the least share of 50 GB.
+        make_bench(model_size=50 * 10**9, tests=(make_bench().tests[1].model_copy(update={"avg_ts": 1e6}),)),
     ],
 )
 def test_what_nothing_could_reach_is_a_problem_even_without_a_yardstick(record: AnyRecord, tmp_path: Path) -> None:
@@ -187,7 +189,7 @@ def test_the_memory_of_a_processor_beside_a_card_is_not_the_cards(tmp_path: Path
 def test_a_file_that_is_no_record_has_one_line_without_its_name(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("{")
-    assert contribute.problems(path) == ["not valid JSON (cut short?); remove it and measure again"]
+    assert contribute.problems(path) == ["not valid JSON (cut short?); if it is a record, remove it and measure again"]
     path.write_text(json.dumps({"schema_version": 7}))
     assert contribute.problems(path) == ["schema version 7, this nbutils reads 1; use the nbutils that wrote it, or update"]
 

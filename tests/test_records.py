@@ -129,7 +129,7 @@ def test_a_record_that_was_touched_is_refused(old: str, new: str, words: str, tm
 def test_a_record_cut_short_is_refused(share: float, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = records.write(make_record(), tmp_path_factory.mktemp("records"))
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(DataError, match=r"not valid JSON \(cut short\?\); remove it and measure again"):
+    with pytest.raises(DataError, match=r"not valid JSON \(cut short\?\); if it is a record, remove it and measure again"):
         records.read(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,7 +99,7 @@ def list_command(
         return
     if not rows:
         where = records.committed_dir() if published else paths.user_records_dir()
-        narrowed = " of that kind" if device or model or kind else ""
+        narrowed = " like that" if device or model or kind else ""
         _say(f"no records{narrowed} in {where}; 'nbutils book' or 'nbutils measure' makes some, --published lists those of the book")
         return
     shown = rows[-limit:] if limit else rows
@@ -254,6 +255,7 @@ def export_command(
         )
     if files and (published or both):
         raise UsageError("records by name or all of a store; leave one of the two out")
+    _refuse_among_records(file)
     chosen = [records.resolve(name) for name in files] if files else _files(published, both)
     with _telling() as say:
         n_rows, left_out = _export(kind, file, _read(chosen, say, complain=not files))
@@ -263,6 +265,13 @@ def export_command(
     _say(f"{n_rows:,} {'row' if n_rows == 1 else 'rows'} of {len(chosen):,} {'record' if len(chosen) == 1 else 'records'}: {file}")
     for line in left_out:
         _complain(line)
+
+
+def _refuse_among_records(file: Path) -> None:
+    """An export replaces what is there; a record by its place or its name is there once, and stays."""
+    stores = (paths.user_records_dir(), records.committed_dir())
+    if any(file.resolve().is_relative_to(folder.resolve()) for folder in stores) or re.fullmatch(r"\d{8}T\d{6}Z-.*-[0-9a-f]{8}\.json", file.name):
+        raise UsageError(f"{file.name!r} is a record, or would lie among them; the file to write comes first, then the records")
 
 
 def _read(files: Sequence[Path], say: Callable[[str], None], *, complain: bool) -> Iterator[tuple[Path, AnyRecord]]:
@@ -354,12 +363,13 @@ def submit_command(files: Names) -> None:
     """
     chosen = [records.resolve(name) for name in files]
     _raise_if_any({path: contribute.problems(path) for path in chosen})
+    contribute.refuse_again(chosen)
     targets = [contribute.submit(path) for path in chosen]
     for target in targets:
         _say(f"copied to data/records/{target.parent.name}/{target.name}")
     _say("next: look at what 'nbutils records show' says of them; then")
     _say(f"  git switch -c records-{targets[0].stem.rpartition('-')[2]}")
     _say(f"  git add {' '.join(sorted({f'data/records/{target.parent.name}' for target in targets}))}")
-    _say("  git commit -m 'Records of MACHINE' && git push")
+    _say("  git commit -m 'Records of MACHINE' && git push -u origin HEAD")
     _say("and open a pull request; its template asks what the record cannot say. CI runs the same check.")
     _say("to show them in a chapter, name them in a file of data/runs and run 'nbutils check-data'")

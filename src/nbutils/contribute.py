@@ -9,17 +9,17 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from nbutils import frames, paths, records, registry
 from nbutils.errors import DataError, UnknownId, UsageError
-from nbutils.frames_records import cells, record_rows, test_words
+from nbutils.frames_records import Cell, cells, record_rows, test_words
 from nbutils.specs import AnyRecord, BenchRecord, Record, ServedRecord, SustainRecord
 
-__all__ = ["problems", "store_problems", "submit"]
+__all__ = ["problems", "refuse_again", "store_problems", "submit"]
 
 #: How far a clock may be ahead, and when the first record can have been made: nbutils, and llama-bench before it.
 _AHEAD = timedelta(hours=1)
@@ -31,6 +31,9 @@ _UNSEEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}
 _LONGEST_TEXT = 4000
 #: A thousand times what the fastest card reads of a prompt for the smallest stand-in.
 _ABSURD_TOK_PER_S = 1e9
+#: What twelve of the fastest cards read together, a hundred times what they multiply, and the least share of a file that a token of any
+#: mixture reads; and a hundred times what one stream of any server decodes.
+_ABSURD_BYTES_PER_S, _ABSURD_FLOP_PER_S, _LEAST_SHARE, _ABSURD_STREAM_TOK_PER_S = 1e14, 1e18, 0.01, 1e6
 _SOMEBODYS_FOLDER = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[/\\]\w")
 _FORMAT = re.compile(r"\w[\w.\-]{0,31}", re.ASCII)
 
@@ -61,6 +64,7 @@ def _name_problems(path: Path, record: AnyRecord) -> Iterator[str]:
     due = f"{records.file_name(record).rpartition('-')[0]}-{_digest(path)}.json"
     if path.name != due:
         yield f"its content makes it {due}; give it that name"
+    path = path.absolute()
     if path.is_relative_to(records.committed_dir()) and path.parent != records.committed_dir() / records.device_of(record):
         yield f"was measured on {records.device_of(record)!r} and lies in {path.parent.name!r}; move it to data/records/{records.device_of(record)}"
 
@@ -144,12 +148,25 @@ def _format_problems(record: AnyRecord) -> Iterator[str]:
 
 def _speed_problems(record: AnyRecord) -> list[str]:
     """Rates above what the run's own yardsticks, or the maker of its machine, allow; of records without either, above what anything could."""
-    absurd = [f"{test_words(cell)} at {max(cell.rates):g} tok/s: nothing is as fast" for cell in cells(record) if max(cell.rates) > _ABSURD_TOK_PER_S]
+    timed = [(cell, max(cell.rates)) for cell in cells(record)]
+    absurd = [f"{test_words(cell)} at {rate:g} tok/s: nothing is as fast" for cell, rate in timed if rate > _fastest(record, cell)]
     if absurd:
         return absurd
     if isinstance(record, Record):
         return [*frames.check_against_ceiling(record), *_above_nominal(record)]
     return list(_above_nominal(record)) if isinstance(record, SustainRecord) else []
+
+
+def _fastest(record: AnyRecord, cell: Cell) -> float:
+    """A rate in tok/s over all sequences that no machine reaches with a model of this size."""
+    if isinstance(record, ServedRecord):
+        return _ABSURD_STREAM_TOK_PER_S if cell.test == "served decode" else _ABSURD_TOK_PER_S
+    if isinstance(record, BenchRecord):
+        n_bytes, n_weights = _LEAST_SHARE * record.model_size, _LEAST_SHARE * record.model_n_params
+    else:
+        n_bytes, n_weights = float(sum(record.model.type_bytes_read.values())), _LEAST_SHARE * record.model.n_parameters
+    by_flop = _ABSURD_FLOP_PER_S / (2 * n_weights)
+    return min(_ABSURD_TOK_PER_S, by_flop, _ABSURD_BYTES_PER_S / n_bytes * cell.sequences if cell.test in ("decode", "sustained decode") else by_flop)
 
 
 def _above_nominal(record: Record | SustainRecord) -> Iterator[str]:
@@ -205,6 +222,15 @@ def _digest(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
+def refuse_again(files: Sequence[Path]) -> None:
+    """Raise ``UsageError`` for a record that is in ``data/records`` already, or twice among ``files``."""
+    there = {_digest(path): f"is already in data/records/{path.parent.name} as {path.name}" for path in records.list_records(records.committed_dir())}
+    for path in files:
+        if why := there.get(_digest(path)):
+            raise UsageError(f"{path.name} {why}; records are append-only")
+        there[_digest(path)] = "is named twice"
+
+
 def submit(path: Path, *, now: datetime | None = None) -> Path:
     """Check one record and copy it to ``data/records/<device>/``; return where it went.
 
@@ -212,10 +238,8 @@ def submit(path: Path, *, now: datetime | None = None) -> Path:
     """
     if found := problems(path, now=now):
         raise DataError(f"{path.name}: {found[0]}")
+    refuse_again([path])
     device = records.device_of(records.read_any(path))
-    for other in records.list_records(records.committed_dir()):
-        if _digest(other) == _digest(path):
-            raise UsageError(f"{path.name} is already in data/records/{other.parent.name} as {other.name}; records are append-only")
     target = records.committed_dir() / device / path.name
     try:
         with paths.atomic_path(target) as temporary:

@@ -23,6 +23,8 @@ METHOD = (
     "Ratios are of geometric means, B over A, with an interval that holds the truth 95 times in 100; so of twenty tests that are equally fast"
     " one is called different. Of fewer than four runs together the interval comes from their repetitions, counted as fewer the more they resemble"
     " their neighbours, and from how far the yardsticks moved within the run; of four and more from the spread between runs."
+    " Where fewer than four runs have no yardsticks (sustained decode, servers, llama-bench) it knows these runs only: what another run would"
+    " change is not in it."
 )
 VERDICT_WORDS = {
     "faster": "faster",
@@ -78,6 +80,8 @@ def side(name: str, *, say: Say | None = None) -> Side:
     """
     files = _files(name, say)
     if not files:
+        if name in registry.device_ids():
+            raise UsageError(f"no records of {name!r}; 'nbutils records list --all' shows which there are")
         known = [*registry.run_ids(), *sorted({path.parent.name for path in records.list_all()})]
         raise UsageError(f"no record, folder, run, device or machine {name!r}{did_you_mean(name, known)}; 'nbutils records list --all' shows records")
     if len(files) == 1:

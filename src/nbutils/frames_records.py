@@ -202,8 +202,10 @@ def format_words(model_type: str) -> str:
     >>> format_words("qwen3moe 30B.A3B Q4_K - Medium"), format_words("gpt-oss 20B MXFP4 MoE"), format_words("llama 8B IQ4_NL - 4.5 bpw")
     ('Q4_K_M', 'MXFP4_MOE', 'IQ4_NL')
     """
-    described = re.fullmatch(r"\S+ \S+ (?:mostly |all )?(.+)", model_type)
+    described = re.fullmatch(r"\S+ \S+ (?:\((?:Scout|Maverick|guessed)\) )*(?:mostly |all )?(.+)", model_type)
     name, _, more = (described[1] if described else model_type).partition(" - ")
+    if (name, more) == ("Q2_K", "Medium") or name == "IQ3_S mix":  # what everybody else calls otherwise
+        return "Q2_K" if name == "Q2_K" else "IQ3_M"
     size = f"_{more[0]}" if more in ("Small", "Medium", "Large") else ""
     return "_".join(name.upper().split()) + size if name.upper().endswith(" MOE") else f"{name.split(' ')[0]}{size}"
 
@@ -324,7 +326,7 @@ def _kept_rows(files: Sequence[Path], say: Say, complain: Say | None) -> Iterato
             stat = path.stat()
             key, stamp = str(path), [stat.st_size, stat.st_mtime_ns]
             entry = kept.get(key)
-            if not isinstance(entry, list) or entry[:2] != stamp:
+            if not isinstance(entry, list) or len(entry) != 3 or entry[:2] != stamp:
                 entry = fresh[key] = [*stamp, _listed(path)]
         except (NbutilsError, OSError) as error:
             why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error).removeprefix(f"{path.name}: ")
@@ -366,18 +368,18 @@ def _read_kept() -> dict[str, Any]:
     """What was kept; nothing where that is damaged, which costs time and is right again after the next reading."""
     try:
         found = json.loads(_kept_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _write_kept(kept: dict[str, Any]) -> None:
     path = _kept_path()
-    for old in path.parent.glob("record-rows-*.json"):
-        if old != path:
-            old.unlink(missing_ok=True)
     try:
-        paths.write_text(path, json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
+        for old in path.parent.glob("record-rows-*.json"):
+            if old != path:
+                old.unlink(missing_ok=True)
+        paths.write_text(path, json.dumps(kept, separators=(",", ":")))
     except OSError:
         pass  # a full disk makes the next reading slow, and nothing wrong
 

@@ -207,7 +207,7 @@ def _taken_apart(name: str, raw: bytes) -> AnyRecord:
         # Of what was written, not of what is understood: a field that came later takes its default and spoils nothing.
         expected = _digest(fields)
     except (ValueError, RecursionError):
-        raise DataError(f"{name}: not valid JSON (cut short?); remove it and measure again") from None
+        raise DataError(f"{name}: not valid JSON (cut short?); if it is a record, remove it and measure again") from None
     except ArithmeticError as error:
         raise DataError(f"{name}: {error} has more than 64 bits; nothing was ever counted that far, measure again") from None
     version = fields.get("schema_version") if isinstance(fields, dict) else None

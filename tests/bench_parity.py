@@ -2,8 +2,9 @@
 
 llama-bench is built from the source that the pinned llama-cpp-python carries, with the same compiler settings. Both have
 the model loaded at the same time and take turns by the repetition, who goes first alternating: what else the machine does
-meets both. The turns are given by a preloaded library (``turns.c``), so this runs on Linux; llama-bench itself is
-unchanged. The result is data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
+meets both. A pair begins only when nothing else uses the processor, so rounds can go on beside other work. The turns are
+given by a preloaded library (``turns.c``), so this runs on Linux; llama-bench itself is unchanged. The result is
+data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -45,6 +47,8 @@ TOLERANCE_PERCENT = 1.0
 N_PROMPT, N_GEN = 512, 128
 KINDS = ("dense", "moe")
 PAUSE_S = 0.02
+#: A pair begins when the processor was no busier than this, over all cores, for so long.
+QUIET_PERCENT, QUIET_S = 6.0, 0.25
 
 Say = Callable[[str], None]
 
@@ -183,6 +187,9 @@ def in_turn(first: Any, second: Any, step: Callable[[], None]) -> None:
     players = [first, second]
     waiting = [player for player in players if player.wait()]
     while waiting:
+        # Both wait here, so whatever is busy now is somebody else.
+        while psutil.cpu_percent(QUIET_S) > QUIET_PERCENT:
+            pass
         for player in list(players):
             if player in waiting:
                 # What the other one left running, threads that still look for work, shall be asleep.

@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -245,6 +248,48 @@ def test_a_record_that_came_changed_or_went_is_noticed(many: list[Path], home: P
     assert read == [spoilt, new]
     assert [line.partition(":")[0] for line in told] == [spoilt.name, many[5].name]
     assert set(frame["record"]) == {path.stem for path in [*many, new]} - {spoilt.stem, many[5].stem}
+
+
+@pytest.fixture
+def three_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    monkeypatch.setattr(frames_records, "_WORTH_A_PROCESS", 20)
+
+
+def spoil(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:500])
+
+
+def test_several_processes_read_what_one_reads(
+    three_processes: None, many: list[Path], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (0, 1, 2, 50):  # of all three shares
+        spoil(many[number])
+    told, alone, read = list[str](), list[str](), reads(monkeypatch)
+    frame = frames_records.records_frame(many, complain=told.append)
+    assert read == many[::3], "the others read the rest"
+    monkeypatch.setattr(frames_records, "_WORTH_A_PROCESS", len(many) + 1)
+    kept(home)[0].unlink()
+    pd.testing.assert_frame_equal(frame, frames_records.records_frame(many, complain=alone.append), check_exact=True)
+    assert told == alone
+    assert [line.partition(":")[0] for line in told] == [many[number].name for number in (0, 1, 2, 50)]
+
+
+@pytest.mark.parametrize("accident", ["no such program", "ends at once", "says nothing that can be read"])
+def test_what_another_process_leaves_unread_is_read_here(
+    accident: str, three_processes: None, many: list[Path], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def instead(_: list[str], **places: Any) -> Any:
+        if accident == "no such program":
+            raise FileNotFoundError(2, "No such file or directory")
+        return start([sys.executable, "-c", "raise SystemExit(1)" if accident == "ends at once" else "print('[[')"], **places)
+
+    monkeypatch.setattr(subprocess, "Popen", instead)
+    read = reads(monkeypatch)
+    assert set(frames_records.records_frame(many)["record"]) == {path.stem for path in many}
+    assert sorted(read) == sorted(many)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff", b'{"a": 1}'])

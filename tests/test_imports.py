@@ -31,7 +31,7 @@ LAYERS = (
     ("frames",),
     ("frames_chapters", "frames_claims", "frames_engines", "frames_market", "frames_power", "frames_published", "frames_run", "frames_served"),
     ("frames_records",),
-    ("benchmarks", "calculator", "contribute", "frames_compared"),
+    ("_rows_child", "benchmarks", "calculator", "contribute", "frames_compared"),
     ("plots",),
     ("plots_chapters", "plots_claims", "plots_fit", "plots_market", "plots_predict", "plots_published"),
     ("notebook",),

@@ -63,6 +63,8 @@ def _say(text: str) -> None:
 
 def _shown(text: str) -> str:
     """Lines without a character that would steer a terminal: names in records are anybody's."""
+    if text.replace("\n", "").isprintable():
+        return text
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -113,6 +115,9 @@ _LIST_COLUMNS = ("created", "machine", "what", "model", "format", "prefill_tok_p
 _LIST_HEADINGS = ("UTC", "machine", "what", "model", "format", "prefill tok/s", "decode tok/s", "record")
 
 
+_LIST_READ = ("file", "created", "kind", "suite", "device", "machine", "model", "format", "test", "tok_per_s")
+
+
 def _list_rows(files: Sequence[Path], device: str, model: str, kind: str) -> list[dict[str, Any]]:
     """One row per record that is wanted, with the plainest of its rates."""
     with _telling() as say:
@@ -121,20 +126,21 @@ def _list_rows(files: Sequence[Path], device: str, model: str, kind: str) -> lis
     wanted &= (frame["device"] == device) | (not device)
     wanted &= (frame["kind"] == kind) | (not kind)
     found: dict[str, dict[str, Any]] = {}
+    published = records.committed_dir()
     plainest = frame[wanted].sort_values(["sequences", "depth_tokens"], kind="stable")
-    for row in plainest.itertuples():
-        listed = found.setdefault(row.file, _list_row(row))
+    for row in plainest[list(_LIST_READ)].itertuples():
+        listed = found[row.file] if row.file in found else found.setdefault(row.file, _list_row(row, published))
         for phase in ("prefill", "decode"):
             if row.test.endswith(phase) and " then " not in row.test and listed[f"{phase}_tok_per_s"] is None:
                 listed[f"{phase}_tok_per_s"] = row.tok_per_s
     return [found[str(path)] for path in files if str(path) in found]
 
 
-def _list_row(row: Any) -> dict[str, Any]:
+def _list_row(row: Any, published: Path) -> dict[str, Any]:
     return {
         "file": row.file,
         "created": row.created.isoformat(),
-        "store": "published" if Path(row.file).is_relative_to(records.committed_dir()) else "private",
+        "store": "published" if Path(row.file).is_relative_to(published) else "private",
         "kind": row.kind,
         "suite": row.suite,
         "what": row.suite or row.kind,

@@ -133,8 +133,9 @@ def distinct_experts(record: Record, point: Point) -> float:
 
 def cache_bytes_per_token(record: Record) -> float:
     """K and V of one token in the cache types of the run; 0 where the file's layers are not all alike."""
-    blocks = [registry.load_cache_type("llama.cpp", kind.lower()) for kind in (record.settings.type_k, record.settings.type_v)]
-    return (record.model.kv_bytes_per_token or 0) / 2 * sum(block.bytes / block.elements / 2 for block in blocks)
+    kinds = record.settings.type_k, record.settings.type_v
+    blocks = {kind: registry.load_cache_type("llama.cpp", kind.lower()) for kind in set(kinds)}
+    return (record.model.kv_bytes_per_token or 0) / 2 * sum(blocks[kind].bytes / blocks[kind].elements / 2 for kind in kinds)
 
 
 def bandwidth_bytes_per_s(record: Record, *, best: bool = False) -> float | None:
@@ -219,8 +220,8 @@ def measured_frame(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def measured_rows(record: Record) -> list[dict[str, Any]]:
-    """The rows of ``measured_frame`` for one record, as plain values."""
+def measured_rows(record: Record, *, itl: bool = True) -> list[dict[str, Any]]:
+    """The rows of ``measured_frame`` for one record, as plain values; without ``itl`` no quantiles over all its tokens, which take longest."""
     rows = []
     bandwidth, arithmetic, noise = bandwidth_bytes_per_s(record), _cache_rate(record), spread_of_yardsticks(record)
     cache_bytes = cache_bytes_per_token(record)
@@ -251,6 +252,7 @@ def measured_rows(record: Record) -> list[dict[str, Any]]:
         }
         if point.kind == "decode":
             row |= _decode_columns(point, _step_bytes(record, point, cache_bytes), row["tok_per_s"], bandwidth, arithmetic)
+            row |= _itl_columns(point) if itl else {}
         rows.append(row)
     return rows
 
@@ -263,7 +265,6 @@ def variation(rates: Sequence[float]) -> float | None:
 
 def _decode_columns(point: Point, n_bytes: float, rate: float, bandwidth: float | None, arithmetic: float | None) -> dict[str, float | str | None]:
     steps_per_s = rate / point.n_seq
-    tokens = sorted(chain.from_iterable(point.repetitions_s))
     return {
         "step_bytes": n_bytes,
         "achieved": n_bytes * steps_per_s,
@@ -271,9 +272,12 @@ def _decode_columns(point: Point, n_bytes: float, rate: float, bandwidth: float 
         "share": None if bandwidth is None else limits.mbu(step_bytes=n_bytes, itl_s=1 / steps_per_s, bandwidth_bytes_per_s=bandwidth),
         # The kernel in cache was timed with one vector; with several it does another amount of arithmetic per byte.
         "wall": wall(achieved=n_bytes * steps_per_s, bandwidth=bandwidth, arithmetic=arithmetic if point.n_seq == 1 else None),
-        "itl_median_s": median(tokens),
-        "itl_p95_s": _quantile(tokens, 0.95),
     }
+
+
+def _itl_columns(point: Point) -> dict[str, float]:
+    tokens = sorted(chain.from_iterable(point.repetitions_s))
+    return {"itl_median_s": median(tokens), "itl_p95_s": _quantile(tokens, 0.95)}
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:

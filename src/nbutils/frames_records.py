@@ -10,9 +10,13 @@ import gc
 import hashlib
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -37,6 +41,7 @@ __all__ = [
     "record_rows",
     "records_frame",
     "repetitions_frame",
+    "rows_or_why",
     "spreadsheet_text",
     "test_words",
 ]
@@ -46,6 +51,8 @@ Say = Callable[[str], None]
 
 #: From so many records on it pays to keep their rows.
 _KEPT_FROM = 100
+#: So many records take about a second, twice what it takes to start a process; and more processes than these wait for the disk.
+_WORTH_A_PROCESS, _MOST_PROCESSES = 2000, 8
 #: What the columns of a cell's row are, beside its file's: those of ``facts``, what was asked, and what came out.
 COLUMNS = (
     *("record", "created", "kind", "suite", "device", "configuration", "machine", "backend", "engine", "model", "format", "file_bytes"),
@@ -214,7 +221,7 @@ def record_rows(record: AnyRecord) -> list[dict[str, Any]]:
     """A row per cell, with the ceiling of the bandwidth that was measured beside it; nothing of the registry's devices is in it."""
     said, found = facts(record), cells(record)
     if isinstance(record, Record):
-        return [said | _asked(cell) | _of_run(cell, row) for cell, row in zip(found, frames.measured_rows(record), strict=True)]
+        return [said | _asked(cell) | _of_run(cell, row) for cell, row in zip(found, frames.measured_rows(record, itl=False), strict=True)]
     bound = _of_minutes(record) if isinstance(record, SustainRecord) else {}
     return [said | _asked(cell) | _spread(cell) | bound for cell in found]
 
@@ -292,17 +299,14 @@ def _no_collection() -> Iterator[None]:
 
 def _with_nominal(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with what nominal bandwidth of each row's device allows: empty for one that the registry does not have."""
+    known = _bandwidths(paths.data_dir())
     places = zip(frame["device"], frame["configuration"], strict=True)
-    bandwidth = pd.Series([_nominal_bytes_per_s(device, configuration) for device, configuration in places], index=frame.index, dtype=float)
+    bandwidth = pd.Series([known.get(place) for place in places], index=frame.index, dtype=float)
     decode = frame["test"].isin(("decode", "sustained decode"))
     ceiling = limits.decode_ceiling_tok_per_s(bandwidth, frame["step_bytes"]) * frame["sequences"].astype(float)
     frame["nominal_ceiling_tok_per_s"] = ceiling.where(decode)
     frame["nominal_share"] = frame["tok_per_s"] / frame["nominal_ceiling_tok_per_s"]
     return frame
-
-
-def _nominal_bytes_per_s(device: str, configuration: str) -> float | None:
-    return None if device == "unlisted" else _bandwidths(paths.data_dir()).get((device, configuration))
 
 
 @cache
@@ -318,30 +322,93 @@ def _bandwidths(_data: Path) -> dict[tuple[str, str], float]:
 def _kept_rows(files: Sequence[Path], say: Say, complain: Say | None) -> Iterator[tuple[Path, list[list[Any]]]]:
     """The rows of each record, as lists in the order of ``COLUMNS``: from the cache where its file is the same, else from the file."""
     kept = _read_kept() if len(files) >= _KEPT_FROM else {}
+    stamps = {path: _stamp(path) for path in files}
+    changed = [path for path, stamp in stamps.items() if not _is_of(kept.get(str(path)), stamp)]
     fresh: dict[str, Any] = {}
-    for number, path in enumerate(files):
-        if number % 100 == 0:
-            say(f"reading records: {number:,} of {len(files):,} …")
-        try:
-            stat = path.stat()
-            key, stamp = str(path), [stat.st_size, stat.st_mtime_ns]
-            entry = kept.get(key)
-            if not isinstance(entry, list) or len(entry) != 3 or entry[:2] != stamp:
-                entry = fresh[key] = [*stamp, _listed(path)]
-        except (NbutilsError, OSError) as error:
-            why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error).removeprefix(f"{path.name}: ")
-            said = DataError(f"{path.name}: {why}")
-            if complain is None:
-                raise said from None
-            complain(str(said))
-            continue
-        yield path, entry[2]
+    for path, found in zip(changed, _read_rows(changed, say), strict=True):
+        if isinstance(found, list):
+            fresh[str(path)] = [*stamps[path], found]
+        elif complain is None:
+            raise DataError(found)
+        else:
+            complain(found)
     if fresh and len(files) >= _KEPT_FROM:
         _write_kept(kept | fresh)
+    unread = set(changed) - {Path(path) for path in fresh}
+    for path in files:
+        if path not in unread:
+            yield path, (fresh.get(str(path)) or kept[str(path)])[2]
 
 
-def _listed(path: Path) -> list[list[Any]]:
-    return [[path.stem, *(row.get(name) for name in COLUMNS[1:])] for row in record_rows(records.read_any(path))]
+def _stamp(path: Path) -> list[int]:
+    """Size and time of a file; nothing of one that is gone, which its reading will say."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return []
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _is_of(entry: Any, stamp: list[int]) -> bool:
+    return isinstance(entry, list) and len(entry) == 3 and entry[:2] == stamp
+
+
+def rows_or_why(path: Path) -> list[list[Any]] | str:
+    """The rows of the record in ``path``, as lists in the order of ``COLUMNS``; a sentence with its name where there is none."""
+    try:
+        path.stat()  # one that went meanwhile is no misuse, as read_any would have it
+        rows = record_rows(records.read_any(path))
+    except (NbutilsError, OSError) as error:
+        why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error).removeprefix(f"{path.name}: ")
+        return f"{path.name}: {why}"
+    return [[path.stem, *map(row.get, COLUMNS[1:])] for row in rows]
+
+
+def _read_rows(files: Sequence[Path], say: Say) -> list[list[list[Any]] | str]:
+    """``rows_or_why`` of all ``files``, in order; of thousands by one process per core."""
+    n = max(1, min(os.cpu_count() or 1, _MOST_PROCESSES, len(files) // _WORTH_A_PROCESS))
+    found: list[Any] = [None] * len(files)
+    with ExitStack() as stack:
+        # Every n-th file, because neighbours are alike: then all shares take equally long.
+        others = [(first, stack.enter_context(_child_reads(files[first::n]))) for first in range(1, n)]
+        for number in range(0, len(files), n):
+            if number % 100 < n:
+                say(f"reading records: {number:,} of {len(files):,} …")
+            found[number] = rows_or_why(files[number])
+        for first, answers in others:
+            found[first::n] = answers() or [rows_or_why(path) for path in files[first::n]]
+    return found
+
+
+@contextmanager
+def _child_reads(files: Sequence[Path]) -> Iterator[Callable[[], list[Any] | None]]:
+    """Another process reads ``files``; what comes is to be called for its answers, which are ``None`` if it had an accident.
+
+    Not ``multiprocessing``, whose children run a user's script once more where they are not forked. Both ways lead through files: nobody waits.
+    """
+    with ExitStack() as stack:
+        child: subprocess.Popen[bytes] | None = None
+        try:
+            asked, told = (stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(2))
+            json.dump([str(path) for path in files], asked)
+            asked.seek(0)
+            child = subprocess.Popen([sys.executable, "-m", "nbutils._rows_child"], stdin=asked, stdout=told, stderr=subprocess.DEVNULL)
+            stack.callback(child.wait)
+            stack.callback(child.kill)
+        except OSError:
+            pass  # a full disk, or no more processes: they are read here
+
+        def answers() -> list[Any] | None:
+            if child is None or child.wait() != 0:
+                return None
+            told.seek(0)
+            try:
+                found: list[Any] = json.load(told)
+            except ValueError:
+                return None
+            return found
+
+        yield answers
 
 
 # ── the cache of rows ─────────────────────────────────────────────────────────────────────────────

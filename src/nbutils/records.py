@@ -140,6 +140,8 @@ def _no_number(word: str) -> None:
 
 #: Digits that may be a number of more than 64 bits. What follows a point is no whole number, and text is looked at more closely.
 _LONG_NUMBER = re.compile(rb"[:,\[]-?[0-9]{20}")
+#: Every digit made the same one: a long run of it is found ten times as fast as by the expression, which then looks at the few that have one.
+_ALIKE, _LONG_RUN = bytes.maketrans(b"123456789", b"0" * 9), b"0" * 20
 
 
 def _whole(digits: str) -> int:
@@ -189,7 +191,9 @@ def _bytes_of(path: Path) -> bytes:
 def _as_written(name: str, raw: bytes) -> AnyRecord | None:
     """The record where its bytes are just those of ``write``, three times as fast; ``None`` for anything else, which has then to be taken apart."""
     text = raw.removesuffix(b"\n")
-    if not name.endswith(f"-{hashlib.sha256(text).hexdigest()[:8]}.json") or _LONG_NUMBER.search(text):
+    if not name.endswith(f"-{hashlib.sha256(text).hexdigest()[:8]}.json"):
+        return None
+    if _LONG_RUN in text.translate(_ALIKE) and _LONG_NUMBER.search(text):
         return None
     kind = next((kind for kind in _KINDS if name[17:].startswith(f"{kind}-")), "run")  # after the time
     try:

@@ -138,6 +138,34 @@ def test_an_interrupted_caller_leaves_no_child_behind(small_file: Path) -> None:
     assert children() == []
 
 
+def test_a_measurement_waits_for_another_one(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBUTILS_HOME", str(tmp_path))
+    told: list[str] = []
+    code = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    lock = tmp_path / "cache" / "measuring.lock"
+    lock.parent.mkdir()
+    with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        assert engine.inspect_file(small_file), "what times nothing does not wait"
+
+        def let_go(stage: str) -> None:
+            told.append(stage)
+            if stage.startswith("waiting"):
+                assert children() == []
+                other.kill()
+
+        assert measure(small_file, let_go)["points"]
+    assert told[0] == "waiting for another measurement on this machine"
+    assert any(stage.startswith("pp16") for stage in told)
+
+
+def test_where_no_lock_can_be_had_it_is_measured_all_the_same(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NBUTILS_HOME", str(tmp_path))
+    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
+    assert measure(small_file)["points"]
+
+
 def test_a_child_that_cannot_even_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine.sys, "executable", "/bin/false")
     with pytest.raises(EngineError, match=r"ended with code 1 while starting"):

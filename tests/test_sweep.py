@@ -48,6 +48,9 @@ if leaves_record:
     from nbutils import records
     from nbutils.specs import Record
     records.write(Record.model_validate(json.load(open("record.json"))))
+if n == 7:
+    from nbutils.errors import EngineError
+    raise EngineError("nothing can be drawn of 7")
 print("n is", n, text, *names)
 """
 
@@ -326,6 +329,23 @@ def test_a_record_goes_where_the_sweep_keeps_it_and_then_to_the_user(measuring: 
     assert store.commit(measuring, folder) == ""
     assert [records.read(path) for path in records.list_records()] == [make_record()]
     assert store.records(measuring) == records.list_records()
+
+
+def test_what_a_cell_measured_before_it_failed_is_kept(measuring: Cell, store: Store) -> None:
+    cell = replace(measuring, parameters={"n": 7, "leaves_record": True})
+    problem = ran(cell, store)
+    (path,) = records.list_records()
+    assert records.read(path) == make_record()
+    assert problem.endswith(
+        f"nothing can be drawn of 7 (the run is kept in page.failed.ipynb); it had measured, and its record is kept: {path.parent.name}/{path.name}"
+    )
+    assert store.why(cell) == ["failed before"]
+
+
+def test_what_a_cell_measured_before_it_failed_outlives_its_sweep(measuring: Cell, store: Store) -> None:
+    execute(replace(measuring, parameters={"n": 7, "leaves_record": True}), store.staging(measuring))
+    with store.lock():
+        assert [records.read(path) for path in records.list_records()] == [make_record()]
 
 
 def test_lines_of_progress_are_handed_on_whole_and_results_are_not() -> None:

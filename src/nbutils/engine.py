@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+from nbutils import paths
 from nbutils.errors import EngineError, MissingExtra, UsageError
 
 __all__ = [
@@ -40,6 +42,8 @@ __all__ = [
 
 Progress = Callable[[str], None]
 
+#: What times something, and so wants the machine for itself.
+_TIMED = frozenset({"measure", "probe", "reading", "sustain", "tune"})
 #: A child that says nothing for so long hangs. Loading a hundred GB from a slow disk takes minutes.
 SILENCE_LIMIT_S = 1800.0
 
@@ -154,7 +158,7 @@ def _existing(path: Path) -> Path:
 
 def _call(op: str, progress: Progress | None = None, **request: Any) -> Any:
     require_engine()
-    with tempfile.TemporaryFile() as words:
+    with _alone(progress) if op in _TIMED else nullcontext(), tempfile.TemporaryFile() as words:
         child = subprocess.Popen([sys.executable, "-m", "nbutils._engine_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
         try:
             return _converse(child, {"op": op, **request}, words, progress)
@@ -164,6 +168,33 @@ def _call(op: str, progress: Progress | None = None, **request: Any) -> Any:
             for stream in (child.stdin, child.stdout):
                 if stream is not None:
                     _close_quietly(stream)
+
+
+@contextmanager
+def _alone(progress: Progress | None) -> Iterator[None]:
+    """Wait until no other process of this user measures, and keep them waiting: notebooks, sweeps of any name, commands in other windows.
+
+    The system lets go of a lock whose holder died. Where none can be had, as on a disk that is read-only, both measure: yardsticks will show it.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        path = paths.cache_dir() / "measuring.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if progress:
+                progress("waiting for another measurement on this machine")
+            lock.acquire(poll_interval=0.2)
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _close_quietly(stream: IO[bytes]) -> None:

@@ -2,9 +2,10 @@
 
 A **cell** is a notebook with parameters and a place for its page. ``execute`` runs one in a folder of its own and leaves
 there ``executed.ipynb``, ``records/<device>/*.json`` (what the notebook measured) and, last, ``result.json``: the cell, with
-digests of its notebook and of every file that the kernel read. A cell that fails leaves ``error.txt`` instead, and ``failed.ipynb``
-where it got so far. ``execute`` needs the cell, the folder and the project, so it can run anywhere; ``Cell`` is made of plain
-values, with paths in POSIX form relative to the project.
+digests of its notebook and of every file that the kernel read. A cell that fails leaves ``error.txt`` instead, and
+``failed.ipynb`` where it got so far; what it had measured by then is a measurement all the same, and is kept. ``execute`` needs
+the cell, the folder and the project, so it can run anywhere; ``Cell`` is made of plain values, with paths in POSIX form
+relative to the project.
 
 A **runner** says where: ``submit(cell, watch)`` returns a future of such a folder on this machine's disk, one that
 ``Store.staging(cell)`` gave. ``Local`` runs cells in worker processes here; one that runs them elsewhere brings the folder's
@@ -318,7 +319,7 @@ def execute(cell: Cell, folder: Path, told: Callable[[str], None] | None = None)
             "notebook": made_of,
             "versions": versions(),
             "reads": _reads_in(folder / "reads.txt", cell, began_ns),
-            "records": sorted(p.relative_to(folder / "records").as_posix() for p in folder.glob("records/*/*.json")),
+            "records": _records_in(folder),
             "took_s": round(time.perf_counter() - began_s, 3),
         }
         paths.write_text(folder / "result.json", json.dumps(result, indent=1) + "\n")
@@ -505,10 +506,12 @@ class Store:
                 self._deliver(done)
 
     def _take_up(self, folder: Path) -> None:
-        """Of a killed sweep: end a kernel that runs on, keep a cell that was finished, remove one that was not."""
+        """Of a killed sweep: end a kernel that runs on, keep a cell that was finished and what one that failed had measured, remove others."""
         end_kernel(folder)
         if (done := _read_done(folder)) is not None:
             self.commit(done.cell, folder)
+        elif (folder / "error.txt").is_file():
+            self._deliver_records(folder, _records_in(folder))
         shutil.rmtree(folder, ignore_errors=True)
 
     def commit(self, cell: Cell, folder: Path) -> str:
@@ -519,6 +522,11 @@ class Store:
             if (folder / "failed.ipynb").is_file():
                 _deliver_file(folder / "failed.ipynb", cell.failed)
                 problem += f" (the run is kept in {cell.failed.name})"
+            if names := _records_in(folder):
+                self._deliver_records(folder, names)
+                problem += (
+                    f"; it had measured, and {'its record is' if len(names) == 1 else f'its {len(names)} records are'} kept: {', '.join(names)}"
+                )
             shutil.rmtree(folder, ignore_errors=True)
             return problem
         earlier = self._folders_of(cell)
@@ -533,13 +541,18 @@ class Store:
         return ""
 
     def _deliver(self, done: _Done) -> None:
-        """Copy records and page to their places. Records have their digest in the name, so that twice is once."""
-        for name in done.records:
-            if not (paths.user_records_dir() / name).exists():
-                _deliver_file(done.folder / "records" / name, paths.user_records_dir() / name)
+        """Copy records and page to their places."""
+        self._deliver_records(done.folder, done.records)
         _deliver_file(done.folder / "executed.ipynb", done.cell.target)
         done.cell.failed.unlink(missing_ok=True)
         (done.folder / "delivered").touch()
+
+    @staticmethod
+    def _deliver_records(folder: Path, names: Sequence[str]) -> None:
+        """Records have their digest in the name, so that twice is once."""
+        for name in names:
+            if not (paths.user_records_dir() / name).exists():
+                _deliver_file(folder / "records" / name, paths.user_records_dir() / name)
 
     def _folders_of(self, cell: Cell) -> list[Path]:
         return sorted(self._done.glob(f"{cell.id}@*"))
@@ -569,6 +582,10 @@ class Store:
         """The records that a finished cell left in the user's folder."""
         done = self._find(cell)
         return [paths.user_records_dir() / name for name in done.records] if done else []
+
+
+def _records_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder / "records").as_posix() for path in folder.glob("records/*/*.json"))
 
 
 def _read_done(folder: Path) -> _Done | None:

@@ -2,9 +2,10 @@
 
 llama-bench is built from the source that the pinned llama-cpp-python carries, with the same compiler settings. Both have
 the model loaded at the same time and take turns by the repetition, who goes first alternating: what else the machine does
-meets both. A pair begins only when nothing else uses the processor, so rounds can go on beside other work. The turns are
-given by a preloaded library (``turns.c``), so this runs on Linux; llama-bench itself is unchanged. The result is
-data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
+meets both. Each repetition has a context of its own, and the threads of both are bound to the same cores: left free, one process
+was on the worse core for minutes, 2 % behind. A pair begins only when nothing else uses the processor, so rounds can go on beside
+other work. The turns are given by a preloaded library (``turns.c``), so this runs on Linux; llama-bench itself is unchanged. The
+result is data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -46,9 +48,12 @@ from nbutils.specs import Settings
 TOLERANCE_PERCENT = 1.0
 N_PROMPT, N_GEN = 512, 128
 KINDS = ("dense", "moe")
+PHASES = ("prefill", "decode")
 PAUSE_S = 0.02
 #: A pair begins when the processor was no busier than this, over all cores, for so long.
 QUIET_PERCENT, QUIET_S = 6.0, 0.25
+#: What OpenMP, which runs llama.cpp's threads on Linux, is told in both.
+BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
 
 Say = Callable[[str], None]
 
@@ -82,18 +87,22 @@ def label(kind: str, depth: int) -> str:
     return (f"pp{N_PROMPT}" if kind == "prefill" else f"tg{N_GEN}") + (f" @ d{depth}" if depth else "")
 
 
-def sittings(plan: Plan) -> list[tuple[Subject, str, int]]:
-    """What two processes measure side by side: a file, prefill or decode, and the depth."""
-    return [(subject, kind, depth) for subject in plan.subjects for depth in plan.depths for kind in ("prefill", "decode")]
+def sittings(plan: Plan) -> list[tuple[Subject, int]]:
+    """What two processes measure side by side, prefill and then decode: a file, at a depth."""
+    return [(subject, depth) for subject in plan.subjects for depth in plan.depths]
+
+
+def n_tokens_of(phase: str) -> int:
+    return N_PROMPT if phase == "prefill" else N_GEN
 
 
 class Ours:
-    """nbutils in a process of its own, waiting before the warm-up and before every repetition."""
+    """nbutils in a process of its own, waiting before every warm-up and every repetition."""
 
-    def __init__(self, plan: Plan, subject: Subject, kind: str, depth: int) -> None:
+    def __init__(self, plan: Plan, subject: Subject, depth: int) -> None:
         fresh = multiprocessing.get_context("spawn")
         self._line, theirs = fresh.Pipe()
-        self._process = fresh.Process(target=measure_ours, args=(theirs, plan, str(subject.path), kind, depth), daemon=True)
+        self._process = fresh.Process(target=measure_ours, args=(theirs, plan, str(subject.path), depth), daemon=True)
         self._process.start()
         theirs.close()
         self._heard: Any = None
@@ -110,16 +119,16 @@ class Ours:
     def go(self) -> None:
         self._line.send("go")
 
-    def rates(self, n_tokens: int) -> list[float]:
+    def rates(self) -> dict[str, list[float]]:
         self._process.join()
-        return [n_tokens / sum(times) for times in self._heard]
+        return {phase: [n_tokens_of(phase) / sum(times) for times in repetitions] for phase, repetitions in self._heard.items()}
 
     def close(self) -> None:
         self._process.kill()
         self._line.close()
 
 
-def measure_ours(line: Connection, plan: Plan, path: str, kind: str, depth: int) -> None:
+def measure_ours(line: Connection, plan: Plan, path: str, depth: int) -> None:
     """In the child: the code that ``nbutils measure`` runs in its child, with a wait where progress is told."""
     from nbutils._bench import Bench
     from nbutils._engine_child import _llama
@@ -132,16 +141,21 @@ def measure_ours(line: Connection, plan: Plan, path: str, kind: str, depth: int)
     llama, log = _llama()
     bench = Bench(path, plan.settings.model_dump(exclude={"flash_attn_used"}), zero_s=time.monotonic(), log=log, llama=llama)
     bench.load()
-    found = bench.point(wait, kind=kind, n_tokens=N_PROMPT if kind == "prefill" else N_GEN, depth=depth, repetitions=plan.repetitions)
+    found = {}
+    for phase in PHASES:
+        points = [bench.point(wait, kind=phase, n_tokens=n_tokens_of(phase), depth=depth, repetitions=1) for _ in range(plan.repetitions)]
+        found[phase] = [point["repetitions_s"][0] for point in points]
     bench.close()
-    line.send(found["repetitions_s"])
+    line.send(found)
 
 
 class Theirs:
-    """llama-bench, waiting before the warm-up and before every repetition."""
+    """llama-bench, waiting before every warm-up and every repetition."""
 
-    def __init__(self, plan: Plan, subject: Subject, kind: str, depth: int) -> None:
-        tests = {"-p": N_PROMPT if kind == "prefill" else 0, "-n": N_GEN if kind == "decode" else 0, "-d": depth, "-r": plan.repetitions}
+    def __init__(self, plan: Plan, subject: Subject, depth: int) -> None:
+        # A test named twice is run twice, each time in a new context.
+        lengths = {option: ",".join([str(n)] * plan.repetitions) for option, n in (("-p", N_PROMPT), ("-n", N_GEN))}
+        tests = lengths | {"-d": depth, "-r": 1}
         used = plan.settings
         numbers = tests | {"-t": used.n_threads, "-b": used.n_batch, "-ub": used.n_ubatch, "-ngl": used.n_gpu_layers}
         command = [str(plan.program), "-m", str(subject.path), "-o", "jsonl", *(str(x) for pair in numbers.items() for x in pair)]
@@ -165,10 +179,11 @@ class Theirs:
     def go(self) -> None:
         os.write(self._go, b"g")
 
-    def rates(self, n_tokens: int) -> list[float]:
+    def rates(self) -> dict[str, list[float]]:
         self._printed.seek(0)
-        (row,) = (json.loads(line) for line in self._printed if line.strip())
-        return [n_tokens * 1e9 / ns for ns in row["samples_ns"]]
+        rows = [json.loads(line) for line in self._printed if line.strip()]
+        by_phase = {"prefill": [row for row in rows if row["n_prompt"]], "decode": [row for row in rows if row["n_gen"]]}
+        return {phase: [n_tokens_of(phase) * 1e9 / ns for row in found for ns in row["samples_ns"]] for phase, found in by_phase.items()}
 
     def close(self) -> None:
         self._process.kill()
@@ -183,39 +198,41 @@ class Theirs:
 
 
 def in_turn(first: Any, second: Any, step: Callable[[], None]) -> None:
-    """Let both run their warm-up and repetitions in turn until neither has another; who goes first alternates."""
+    """Let both run their warm-ups and repetitions in turn until neither has another; who goes first alternates by the repetition."""
     players = [first, second]
     waiting = [player for player in players if player.wait()]
-    while waiting:
+    for turn in count():
+        if not waiting:
+            return
         # Both wait here, so whatever is busy now is somebody else.
         while psutil.cpu_percent(QUIET_S) > QUIET_PERCENT:
             pass
-        for player in list(players):
+        # A warm-up and its repetition in the same order.
+        for player in players if turn % 4 < 2 else players[::-1]:
             if player in waiting:
                 # What the other one left running, threads that still look for work, shall be asleep.
                 time.sleep(PAUSE_S)
                 player.go()
                 if not player.wait():
                     waiting.remove(player)
-        players.reverse()
         step()
 
 
 def run_round(plan: Plan, number: int, say: Say, step: Callable[[], None]) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
     """One round: by model, format and test the rates of each repetition, ours and llama-bench's."""
     found = {}
-    for position, (subject, kind, depth) in enumerate(sittings(plan)):
-        say(f"{subject.model} {subject.format}, {label(kind, depth)}")
+    for position, (subject, depth) in enumerate(sittings(plan)):
+        say(f"{subject.model} {subject.format}, {' and '.join(label(phase, depth) for phase in PHASES)}")
         both: list[Any] = []
         try:
-            both += [Ours(plan, subject, kind, depth), Theirs(plan, subject, kind, depth)]
+            both += [Ours(plan, subject, depth), Theirs(plan, subject, depth)]
             in_turn(*(both if (number + position) % 2 == 0 else both[::-1]), step)
-            n_tokens = N_PROMPT if kind == "prefill" else N_GEN
-            our_rates, their_rates = (player.rates(n_tokens) for player in both)
+            ours, theirs = (player.rates() for player in both)
         finally:
             for player in both:
                 player.close()
-        found[subject.model, subject.format, label(kind, depth)] = list(zip(our_rates, their_rates, strict=True))
+        for phase in PHASES:
+            found[subject.model, subject.format, label(phase, depth)] = list(zip(ours[phase], theirs[phase], strict=True))
     return found
 
 
@@ -418,8 +435,8 @@ def stand_ins(size: str, files: str) -> list[gguf_files.StandIn]:
 def main(
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run now; each measures every row with both programs.")] = 2,
     repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", min=1, max=1000, help="Repetitions of a row in a round, each beside one of the other program.")
-    ] = 20,
+        int, typer.Option("--repetitions", "-r", min=1, max=1000, help="Repetitions of a row in a round, each in a context of its own.")
+    ] = 8,
     size: Annotated[str, typer.Option(help="Size of the stand-ins: base, wide, or small to try this program.")] = "base",
     depths: Annotated[str, typer.Option(help="Tokens of context before the test, with commas.")] = "0,4096",
     files: Annotated[
@@ -450,6 +467,7 @@ def main(
     description = engine.describe()
     use_gpu = measure.wants_gpu(description, cpu=cpu)
     measure.check_backend(description, cpu=cpu)
+    os.environ.update(BOUND)  # of what is started from here on
     with err.status("looking for llama-bench …") as status:
         program = find_program(built, source, status.update)
         status.update("making stand-in models …")
@@ -461,7 +479,7 @@ def main(
     result: dict[str, Any] = earlier(target, head) if resume else {"rounds": 0, "rows": []}
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*bars, console=err) as progress:
-        task = progress.add_task("starting", total=rounds * len(sittings(plan)) * (repetitions + 1))
+        task = progress.add_task("starting", total=rounds * len(sittings(plan)) * len(PHASES) * 2 * repetitions)
         for number in range(result["rounds"], result["rounds"] + rounds):
             found = run_round(plan, number, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
             rows = add_round(result["rows"], found)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from helpers import MAKERS, copy_of_data, make_bench, make_record, make_served, make_sustain
-from nbutils import contribute, llama_bench, records
+from nbutils import contribute, frames_records, llama_bench, records
 from nbutils.specs import AnyRecord
 
 Run = Callable[..., tuple[int, str, str]]
@@ -50,6 +50,15 @@ def test_a_list_of_every_kind_as_json(run: Run, own_home: Path) -> None:
     decode = {kind: row["decode_tok_per_s"] for kind, row in rows.items()}
     assert decode == pytest.approx({"run": (4 / 0.0043 + 1000) / 2, "sustain": 16 / 10.05, "endpoint": 20.0, "llama-bench": 12.8}, rel=1e-3)
     assert rows["sustain"]["prefill_tok_per_s"] is None
+
+
+def test_a_server_that_answered_nothing_is_listed_without_rates(run: Run, own_home: Path) -> None:
+    path = records.write(make_served(requests=make_served().requests[2:]))
+    (row,) = json.loads(run("records", "list", "--json")[1])
+    assert (row["file"], row["kind"], row["model"]) == (str(path), "endpoint", "some-model")
+    assert row["prefill_tok_per_s"] is row["decode_tok_per_s"] is None
+    assert run("records", "list")[1].splitlines()[1].split()[-3:] == ["–", "–", str(path)]
+    assert frames_records.records_frame([path]).empty
 
 
 def test_a_list_can_be_of_what_is_published_of_both_and_narrowed(run: Run, own_home: Path, data: Path) -> None:

@@ -35,6 +35,12 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return copy_of_data(tmp_path, monkeypatch)
 
 
+def with_bench_test(number: int, **changes: Any) -> AnyRecord:
+    tests = list(make_bench().tests)
+    tests[number] = tests[number].model_copy(update=changes)
+    return make_bench(tests=tuple(tests))
+
+
 def with_machine(**changes: Any) -> Record:
     return make_record(machine=make_record().machine.model_copy(update=changes))
 
@@ -95,6 +101,10 @@ BACKWARDS, HIDDEN, PRIVATE, ESCAPE = "qwen\u202e3", "qwen\u200b3", "qwen\ue0003"
         (make_record(states=({"a": "x" * 4001},)), "states.a: text of 4,001 characters"),
         (with_machine(notes=("log in /home/ada/run.log",)), "machine.notes: names a folder of somebody's disk"),
         (make_bench(settings=make_bench().settings | {"tensor_buft_overrides": r"C:\Users\ada=CPU"}), "names a folder of somebody's disk"),
+        (with_machine(notes=("ask ada@example.org first",)), "machine.notes: holds somebody's mail address"),
+        (with_bench_test(0, avg_ns=10**9), "tests.0: avg_ns is 1,000,000,000, which is not the mean of samples_ns"),
+        (with_bench_test(1, avg_ts=128.0), "tests.1: avg_ts is 128, and avg_ns makes 12.8 tok/s"),
+        (with_bench_test(1, avg_ts=12.7), "tests.1: avg_ts is 12.7, and avg_ns makes 12.8 tok/s"),
         (make_record(settings=make_record().settings.model_copy(update={"type_k": "Q3_X"})), "llama.cpp has no cache type 'q3_x'"),
         (with_model(gguf_type=r"$\frac{1}{0}$"), r"'$\\frac{1}{0}$' is no name of a format"),
     ],
@@ -124,14 +134,14 @@ def test_several_problems_are_all_said(tmp_path: Path) -> None:
     "record",
     [
         make_record(points=(make_record().points[0].model_copy(update={"repetitions_s": ((1e-12,), (1e9,))}), make_record().points[1])),
-        make_bench(tests=(make_bench().tests[0].model_copy(update={"samples_ns": (1, 1)}),)),
-        make_bench(tests=(make_bench().tests[1].model_copy(update={"avg_ts": 1e308}),)),
+        make_bench(tests=(make_bench().tests[0].model_copy(update={"samples_ns": (1, 1), "avg_ns": 1}),)),
+        make_bench(tests=(make_bench().tests[1].model_copy(update={"avg_ts": 1e308, "avg_ns": 1}),)),
         # Within what small models reach, and 500 TB/s at the least share of 50 GB.
-        make_bench(model_size=50 * 10**9, tests=(make_bench().tests[1].model_copy(update={"avg_ts": 1e6}),)),
+        make_bench(model_size=50 * 10**9, tests=(make_bench().tests[1].model_copy(update={"avg_ts": 1e6, "avg_ns": 128_000}),)),
     ],
 )
 def test_what_nothing_could_reach_is_a_problem_even_without_a_yardstick(record: AnyRecord, tmp_path: Path) -> None:
-    (line,) = problems(record, tmp_path)
+    *_, line = problems(record, tmp_path)
     assert line.endswith("nothing is as fast")
 
 

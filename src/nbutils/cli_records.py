@@ -121,7 +121,7 @@ _LIST_READ = ("file", "created", "kind", "suite", "device", "machine", "model", 
 def _list_rows(files: Sequence[Path], device: str, model: str, kind: str) -> list[dict[str, Any]]:
     """One row per record that is wanted, with the plainest of its rates."""
     with _telling() as say:
-        frame = frames_records.records_frame(files, say=say, complain=_complain)
+        frame = frames_records.records_frame(files, empty=True, say=say, complain=_complain)
     wanted = frame["model"].str.contains(model, case=False, regex=False)
     wanted &= (frame["device"] == device) | (not device)
     wanted &= (frame["kind"] == kind) | (not kind)
@@ -131,7 +131,7 @@ def _list_rows(files: Sequence[Path], device: str, model: str, kind: str) -> lis
     for row in plainest[list(_LIST_READ)].itertuples():
         listed = found[row.file] if row.file in found else found.setdefault(row.file, _list_row(row, published))
         for phase in ("prefill", "decode"):
-            if row.test.endswith(phase) and " then " not in row.test and listed[f"{phase}_tok_per_s"] is None:
+            if row.test and row.test.endswith(phase) and " then " not in row.test and listed[f"{phase}_tok_per_s"] is None:
                 listed[f"{phase}_tok_per_s"] = row.tok_per_s
     return [found[str(path)] for path in files if str(path) in found]
 

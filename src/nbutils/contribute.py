@@ -34,7 +34,10 @@ _ABSURD_TOK_PER_S = 1e9
 #: What twelve of the fastest cards read together, a hundred times what they multiply, and the least share of a file that a token of any
 #: mixture reads; and a hundred times what one stream of any server decodes.
 _ABSURD_BYTES_PER_S, _ABSURD_FLOP_PER_S, _LEAST_SHARE, _ABSURD_STREAM_TOK_PER_S = 1e14, 1e18, 0.01, 1e6
+#: How far a mean of rates may be above the rate of the mean time: repetitions would have to differ by several times.
+_MOST_OVER_MEAN = 4.0
 _SOMEBODYS_FOLDER = re.compile(r"(?:/home|/Users|[A-Za-z]:\\Users)[/\\]\w")
+_SOMEBODYS_MAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")
 _FORMAT = re.compile(r"\w[\w.\-]{0,31}", re.ASCII)
 
 
@@ -53,7 +56,7 @@ def problems(path: Path, *, now: datetime | None = None) -> list[str]:
     except DataError as error:
         return [str(error).removeprefix(f"{path.name}: ")]
     found = [*_name_problems(path, record), *_clock_problems(record, now or datetime.now(UTC)), *_device_problems(record)]
-    found += [*_missing(record), *_text_problems(fields), *_format_problems(record)]
+    found += [*_missing(record), *_text_problems(fields), *_format_problems(record), *_mean_problems(record)]
     try:
         return found + _speed_problems(record)
     except UnknownId as error:  # a cache type, say, whose bytes nobody here knows
@@ -115,6 +118,8 @@ def _text_problems(fields: dict[str, Any]) -> Iterator[str]:
             yield f"{place}: text of {len(text):,} characters; nothing in a record is as long"
         elif _SOMEBODYS_FOLDER.search(text):
             yield f"{place}: names a folder of somebody's disk; measure again from another folder"
+        elif _SOMEBODYS_MAIL.search(text):
+            yield f"{place}: holds somebody's mail address; take it out of the name and measure again"
 
 
 def _texts(fields: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -141,6 +146,16 @@ def _format_problems(record: AnyRecord) -> Iterator[str]:
     if isinstance(record, Record):
         names |= {kernel.tensor_type for kernel in record.kernels}
     yield from (f"{name[:40]!r} is no name of a format" for name in sorted(names) if not _FORMAT.fullmatch(name))
+
+
+def _mean_problems(record: AnyRecord) -> Iterator[str]:
+    """Means of llama-bench that are not those of its times. A mean of rates is never below the rate of the mean time."""
+    for number, test in enumerate(record.tests) if isinstance(record, BenchRecord) else ():
+        of_mean = (test.n_prompt + test.n_gen) * 1e9 / test.avg_ns
+        if test.samples_ns and abs(test.avg_ns - sum(test.samples_ns) / len(test.samples_ns)) >= 1:
+            yield f"tests.{number}: avg_ns is {test.avg_ns:,}, which is not the mean of samples_ns; import llama-bench's own output again"
+        elif test.avg_ts is not None and not 0.999 < test.avg_ts / of_mean < _MOST_OVER_MEAN:
+            yield f"tests.{number}: avg_ts is {test.avg_ts:g}, and avg_ns makes {of_mean:g} tok/s; import llama-bench's own output again"
 
 
 # ── faster than it can be ─────────────────────────────────────────────────────────────────────────

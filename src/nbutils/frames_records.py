@@ -261,8 +261,10 @@ def _of_minutes(record: SustainRecord) -> dict[str, Any]:
 # ── a row per cell, of thousands of records ───────────────────────────────────────────────────────
 
 
-def records_frame(files: Sequence[Path], *, say: Say | None = None, complain: Say | None = None) -> pd.DataFrame:
+def records_frame(files: Sequence[Path], *, empty: bool = False, say: Say | None = None, complain: Say | None = None) -> pd.DataFrame:
     """One row per test of the records in ``files``: rates in tok/s, the ceiling of the run's own bandwidth, and that of the registry's.
+
+    With ``empty`` a record of which no test has a rate, as of a server that answered nothing, has a row as well, without a test.
 
     ``share`` is of the measured bandwidth, ``nominal_share`` of what the maker names; both only for decode. A file that is no whole record is left
     out and told to ``complain`` (``DataError`` without one). ``say`` hears how far the reading is.
@@ -270,7 +272,7 @@ def records_frame(files: Sequence[Path], *, say: Say | None = None, complain: Sa
     found = []
     with _no_collection():
         for path, rows in _kept_rows(files, say or _to_nobody, complain):
-            found += [(str(path), *row) for row in rows]
+            found += [(str(path), *row) for row in rows if empty or row[_TEST] is not None]
     frame = pd.DataFrame(found, columns=["file", *COLUMNS])
     frame["created"] = pd.to_datetime(frame["created"], utc=True, format="ISO8601")
     numbers = [*_NUMBERS, "step_bytes", "bandwidth_bytes_per_s", "ceiling_tok_per_s", "share", "noise"]
@@ -278,6 +280,7 @@ def records_frame(files: Sequence[Path], *, say: Say | None = None, complain: Sa
     return _with_nominal(frame)
 
 
+_TEST = COLUMNS.index("test")
 _NUMBERS = ("tok_per_s", "low_tok_per_s", "high_tok_per_s", "cv", "drift")
 
 
@@ -354,14 +357,18 @@ def _is_of(entry: Any, stamp: list[int]) -> bool:
 
 
 def rows_or_why(path: Path) -> list[list[Any]] | str:
-    """The rows of the record in ``path``, as lists in the order of ``COLUMNS``; a sentence with its name where there is none."""
+    """The rows of the record in ``path``, as lists in the order of ``COLUMNS``; a sentence with its name where it is no record.
+
+    Of a record without any rate one row that says what it is.
+    """
     try:
         path.stat()  # one that went meanwhile is no misuse, as read_any would have it
-        rows = record_rows(records.read_any(path))
+        record = records.read_any(path)
+        rows = record_rows(record)
     except (NbutilsError, OSError) as error:
         why = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error).removeprefix(f"{path.name}: ")
         return f"{path.name}: {why}"
-    return [[path.stem, *map(row.get, COLUMNS[1:])] for row in rows]
+    return [[path.stem, *map(row.get, COLUMNS[1:])] for row in rows or [facts(record)]]
 
 
 def _read_rows(files: Sequence[Path], say: Say) -> list[list[list[Any]] | str]:

@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -152,6 +153,17 @@ def test_a_device_finds_the_claims_that_speak_of_it() -> None:
     for device in ("surface-laptop-ultra", "strix-halo", "h100-sxm", "rtx-spark-n1"):
         assert len(frames_claims.claims_frame(device=device)), device
     assert frames_claims.claims_frame(device="gtx-1050-ti").empty
+
+
+def test_what_names_one_device_is_judged_as_among_all_and_the_rest_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page about a device depends on the figures that its claims are held against, and on no others."""
+    every = frames_claims.claims_frame()
+    named = every[[("dgx-spark" in devices) for devices in every["devices"]]].reset_index(drop=True)
+    judged: list[str] = []
+    judge = frames_claims._judged
+    monkeypatch.setattr(frames_claims, "_judged", lambda article, claim, others: judged.append(claim.id) or judge(article, claim, others))  # type: ignore[func-returns-value]
+    pd.testing.assert_frame_equal(frames_claims.claims_frame(device="dgx-spark"), named, check_dtype=False)
+    assert len(judged) < len(every) / 2
 
 
 def test_counts_add_up_to_the_judged_claims() -> None:

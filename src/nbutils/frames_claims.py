@@ -138,11 +138,15 @@ def devices_of(claim: Claim) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def audit(article_ids: Sequence[str] = ()) -> list[Audited]:
-    """Every claim of these articles, or of all, with its verdict; each is held against the claims of all the others."""
+def audit(article_ids: Sequence[str] = (), *, device: str = "") -> list[Audited]:
+    """Every claim of these articles, or of all, with its verdict; each is held against the claims of all the others.
+
+    With ``device`` only claims that name it. Others are not judged, so that a page about one device reads only what bears on it.
+    """
     every = [registry.load_article(i) for i in registry.article_ids()]
     chosen = [registry.load_article(i) for i in article_ids] if article_ids else every
-    return [Audited(article=a, claim=c, judgement=_judged(a, c, every)) for a in chosen for c in a.claims]
+    wanted = [(a, c) for a in chosen for c in a.claims if not device or device in devices_of(c)]
+    return [Audited(article=a, claim=c, judgement=_judged(a, c, every)) for a, c in wanted]
 
 
 def _judged(article: Article, claim: Claim, every: Iterable[Article]) -> Judgement | None:
@@ -208,11 +212,9 @@ def _value(value: float | date | None) -> float | str | None:
 
 def claims_frame(article: str = "", *, verdict: str = "", device: str = "") -> pd.DataFrame:
     """Judged claims, a row each with the columns of ``row``; of one article, with one verdict, or that name one device."""
-    rows = [r for r in (row(a) for a in audit([article] if article else [])) if r["quantity"] != "audience"]
+    rows = [r for r in (row(a) for a in audit([article] if article else [], device=device)) if r["quantity"] != "audience"]
     if verdict:
         rows = [r for r in rows if r["verdict"] == verdict]
-    if device:
-        rows = [r for r in rows if device in r["devices"]]
     return pd.DataFrame(rows, columns=list(row_columns()))
 
 

@@ -143,6 +143,21 @@ def small_file() -> Path:
 
 
 @pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a home of one test's own will be; nothing is there, stand-ins neither."""
+    monkeypatch.setenv("NBUTILS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A registry of one test's own, which it may change."""
+    from helpers import copy_of_data
+
+    return copy_of_data(tmp_path, monkeypatch)
+
+
+@pytest.fixture
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home for one test, with the session's stand-ins."""
     home, shared = tmp_path / "home", HOME / "home" / "cache"

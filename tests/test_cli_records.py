@@ -11,16 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from helpers import MAKERS, copy_of_data, make_bench, make_record, make_served, make_sustain
+from helpers import MAKERS, make_bench, make_record, make_served, make_sustain
 from nbutils import contribute, frames_records, llama_bench, records
 from nbutils.specs import AnyRecord
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return copy_of_data(tmp_path, monkeypatch)
 
 
 def model(name: str) -> AnyRecord:

@@ -16,23 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import MAKERS, copy_of_data, each_record, make_bench, make_record, make_served, make_sustain
+from helpers import MAKERS, each_record, make_bench, make_record, make_served, make_sustain
 from nbutils import contribute, frames, frames_compared, frames_records, frames_run, frames_served, paths, plots, records
 from nbutils.errors import DataError, UsageError
 from nbutils.specs import AnyRecord, NamedRun, Record, Trace
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NBUTILS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return copy_of_data(tmp_path, monkeypatch)
 
 
 def with_bench_test(number: int, **changes: Any) -> AnyRecord:

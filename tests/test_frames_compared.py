@@ -9,22 +9,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from helpers import copy_of_data, make_bench, make_record, make_served, make_sustain
+from helpers import make_bench, make_record, make_served, make_sustain
 from nbutils import frames_compared, frames_records, ratios, records, registry
 from nbutils.errors import DataError, UsageError
 from nbutils.frames_compared import Comparison, Side, compare, side
 from nbutils.specs import AnyRecord, Gpu, Neighbours, Record, Trace
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NBUTILS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return copy_of_data(tmp_path, monkeypatch)
 
 
 def of(*found: AnyRecord, name: str = "side") -> Side:

@@ -25,12 +25,6 @@ from nbutils.frames_records import cells
 from nbutils.specs import AnyRecord
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NBUTILS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def written(folder: Path, n: int) -> list[Path]:
     """Records of every kind, as many as asked for, no two alike."""
     makers = list(MAKERS.values())

@@ -18,21 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers import copy_of_data, each_record, make_bench, make_record, make_served, make_sustain
+from helpers import each_record, make_bench, make_record, make_served, make_sustain
 from nbutils import records
 from nbutils.errors import DataError, UsageError
 from nbutils.specs import AnyRecord, Gpu, NamedRun, Record
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NBUTILS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return copy_of_data(tmp_path, monkeypatch)
 
 
 def with_machine(**changes: Any) -> Record:

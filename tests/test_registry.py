@@ -10,18 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers import copy_of_data
 from nbutils import registry
 from nbutils.errors import DataError, NbutilsError, UnknownId
 from nbutils.paths import data_dir
 from nbutils.specs import BufferAnswers
 
 HERE = Path(__file__).parent / "test_registry"
-
-
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return copy_of_data(tmp_path, monkeypatch)
 
 
 # ── the real data ─────────────────────────────────────────────────────────────────────────────────

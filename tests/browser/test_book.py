@@ -7,7 +7,6 @@ import functools
 import http.server
 import io
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,11 +20,9 @@ from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
-#: Every other host is unknown to this browser; that one was asked for has its own test.
-ALONE, KNOWN = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "net::ERR_NAME_NOT_RESOLVED"
+pytestmark = pytest.mark.usefixtures("browser")
+#: What the browser says of a host; the one that was asked for has its own test.
+KNOWN = "net::ERR_NAME_NOT_RESOLVED"
 #: Where a session of tests leaves what the book points to elsewhere, for whoever wants to try it.
 EXTERNAL = Path(__file__).resolve().parents[2] / "_build" / "nbutils" / "external-links.txt"
 
@@ -84,14 +81,6 @@ def address(built: Any) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, ALONE])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

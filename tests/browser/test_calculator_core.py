@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from datetime import date
@@ -22,10 +21,6 @@ from nbutils.calculator import Query
 from nbutils.errors import UsageError
 from nbutils.explain import Line
 
-sync_api = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 CORE = Path(__file__).resolve().parents[2] / "book" / "calculator" / "core.js"
 SEED, ANSWERS, COMPARISONS, NEEDS = 20261120, 2400, 200, 600
 #: Whole numbers up to here are exact in both languages; above it digits are lost, and equal to 1e-9 is all that can be asked.
@@ -40,22 +35,20 @@ def data() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def core(data: dict[str, Any]) -> Iterator[Callable[[str, list[Any]], list[Any]]]:
+def core(data: dict[str, Any], browser: Any) -> Iterator[Callable[[str, list[Any]], list[Any]]]:
     """Calls one function of the page for each of many arguments; ``None`` stands where it threw."""
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page()
-        page.add_script_tag(content=CORE.read_text(encoding="utf-8"))
-        page.evaluate("text => { window.DATA = JSON.parse(text); }", calculator.to_json(data))
+    page = browser.new_page()
+    page.add_script_tag(content=CORE.read_text(encoding="utf-8"))
+    page.evaluate("text => { window.DATA = JSON.parse(text); }", calculator.to_json(data))
 
-        def call(name: str, arguments: list[Any]) -> list[Any]:
-            # As text: it is quicker than letting Playwright walk a million values.
-            text = page.evaluate(f"text => JSON.stringify(JSON.parse(text).map(one => CalculatorCore.{name}(DATA, one)))", json.dumps(arguments))
-            found: list[Any] = json.loads(text)
-            return found
+    def call(name: str, arguments: list[Any]) -> list[Any]:
+        # As text: it is quicker than letting Playwright walk a million values.
+        text = page.evaluate(f"text => JSON.stringify(JSON.parse(text).map(one => CalculatorCore.{name}(DATA, one)))", json.dumps(arguments))
+        found: list[Any] = json.loads(text)
+        return found
 
-        yield call
-        browser.close()
+    yield call
+    page.close()
 
 
 # ── questions ─────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,6 @@ import hashlib
 import html as html_entities
 import http.server
 import re
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -30,9 +29,6 @@ import calculator as page_maker  # noqa: E402
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
 MOST_BYTES = 300_000
 CHAPTER = """<section id="calculator">
 <h1>Calculator<a class="headerlink" href="#calculator">#</a></h1><p>What it answers.</p><section id="assumed"><h2>What it assumes</h2></section>
@@ -125,14 +121,6 @@ def address(folder: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
 Visit = Callable[..., Any]
 
 
@@ -190,7 +178,6 @@ def behind(page: Any) -> str:
 # ── the first view, and what it says ──────────────────────────────────────────────────────────────
 
 
-@in_browser
 def test_the_first_view_answers_a_question_with_the_figures_of_nbutils(visit: Visit) -> None:
     page = visit()
     (spark,) = places.find("dgx-spark")
@@ -209,7 +196,6 @@ def _total(stored: Any, place: Any) -> int:
     return frames.budget_of(stored, place, n_ctx=8192, cache=cache, compute=frames.kept_compute(stored, 8192)).total_bytes
 
 
-@in_browser
 def test_every_number_opens_into_its_arithmetic(visit: Visit) -> None:
     page = visit()
     for title, line in (("The memory, line by line", "KV cache"), ("Decode, line by line", "weights read"), ("Energy and money", "energy")):
@@ -225,7 +211,6 @@ def test_every_number_opens_into_its_arithmetic(visit: Visit) -> None:
 # ── choosing and typing ───────────────────────────────────────────────────────────────────────────
 
 
-@in_browser
 def test_a_model_and_a_machine_are_found_by_words_and_the_answer_follows_at_once(visit: Visit) -> None:
     page = visit()
     field = page.get_by_role("combobox", name="Machine", exact=True)
@@ -250,7 +235,6 @@ def found_in(page: Any, label: str, words: str) -> list[str]:
     return names
 
 
-@in_browser
 def test_typing_finds_the_starts_of_words_and_what_people_call_it(visit: Visit) -> None:
     page = visit()
     sizes = found_in(page, "Machine", "24 GB")
@@ -266,7 +250,6 @@ def test_typing_finds_the_starts_of_words_and_what_people_call_it(visit: Visit) 
     expect(page.get_by_label("Budget", exact=True)).to_have_value("2,600")
 
 
-@in_browser
 def test_a_word_that_nothing_has_leaves_the_choice_as_it_was(visit: Visit) -> None:
     page = visit()
     field = page.get_by_role("combobox", name="Model", exact=True)
@@ -280,7 +263,6 @@ def test_a_word_that_nothing_has_leaves_the_choice_as_it_was(visit: Visit) -> No
     expect(field).to_have_value("Llama 3.3 70B")
 
 
-@in_browser
 def test_all_of_it_can_be_done_with_the_keyboard(visit: Visit) -> None:
     page = visit()
     page.locator("#model").focus()
@@ -316,7 +298,6 @@ def test_all_of_it_can_be_done_with_the_keyboard(visit: Visit) -> None:
     expect(page.get_by_role("region", name="Writing (decode)")).to_contain_text("32,768 tokens in the context")
 
 
-@in_browser
 def test_tab_goes_through_everything_in_the_order_of_the_page_and_shows_where_it_is(visit: Visit) -> None:
     page = visit()
     wanted = page.evaluate("""() => {
@@ -338,7 +319,6 @@ def test_tab_goes_through_everything_in_the_order_of_the_page_and_shows_where_it
     assert reached == [str(n) for n in range(wanted)]
 
 
-@in_browser
 @pytest.mark.parametrize(("typed", "means"), [("16384", "16,384"), ("16,384", "16,384"), ("16k", "16,384"), (" 16 K ", "16,384"), ("1_024", "1,024")])
 def test_a_context_may_be_written_as_people_write_it(typed: str, means: str, visit: Visit) -> None:
     page = visit()
@@ -346,7 +326,6 @@ def test_a_context_may_be_written_as_people_write_it(typed: str, means: str, vis
     expect(page.locator(".verdict")).to_contain_text(f"with {means} tokens of context")
 
 
-@in_browser
 def test_the_largest_context_is_one_click_away(visit: Visit) -> None:
     page = visit("#")
     choose(page, "Machine", "mac mini m4 pro 64")
@@ -359,7 +338,6 @@ def test_the_largest_context_is_one_click_away(visit: Visit) -> None:
     expect(verdict(page)).to_contain_text("only just")
 
 
-@in_browser
 def test_what_does_not_fit_names_ways_out_and_each_of_them_fits(visit: Visit) -> None:
     tight = "#m=qwen3-32b&f=Q4_K_M&c=16384&p=rtx-3090/24gb"
     page = visit(tight)
@@ -383,7 +361,6 @@ def test_what_does_not_fit_names_ways_out_and_each_of_them_fits(visit: Visit) ->
 # ── a budget, a machine of one's own, the other way round ─────────────────────────────────────────
 
 
-@in_browser
 def test_a_budget_buys_the_fastest_machine_that_it_pays_for(visit: Visit) -> None:
     page = visit()
     page.get_by_role("button", name="My budget").click()
@@ -395,7 +372,6 @@ def test_a_budget_buys_the_fastest_machine_that_it_pays_for(visit: Visit) -> Non
     expect(verdict(page)).to_contain_text("It fits")
 
 
-@in_browser
 def test_a_budget_that_buys_nothing_names_the_cheapest_that_holds_it(visit: Visit) -> None:
     page = visit()
     page.get_by_role("button", name="My budget").click()
@@ -414,7 +390,6 @@ def test_a_budget_that_buys_nothing_names_the_cheapest_that_holds_it(visit: Visi
     expect(verdict(page)).to_contain_text(best["name"])
 
 
-@in_browser
 def test_a_machine_of_one_s_own_begins_as_the_one_that_was_chosen(visit: Visit) -> None:
     page = visit()
     before = verdict(page).inner_text()
@@ -444,7 +419,6 @@ def test_a_machine_of_one_s_own_begins_as_the_one_that_was_chosen(visit: Visit) 
     expect(verdict(page)).to_contain_text("It does not fit")
 
 
-@in_browser
 def test_a_wanted_rate_is_turned_into_bandwidth_and_machines(visit: Visit) -> None:
     page = visit()
     section = page.get_by_role("region", name="The other way round")
@@ -477,7 +451,6 @@ def column(page: Any, n: int) -> list[str]:
     return [re.split(r"[\s†‡]", text)[0] for text in page.locator(f".table tbody tr td:nth-child({n})").all_inner_texts()]
 
 
-@in_browser
 def test_the_table_sorts_by_its_headings_with_what_is_unknown_last(visit: Visit) -> None:
     page = every_row(visit())
     heading = page.get_by_role("columnheader", name="Price, USD")
@@ -492,7 +465,6 @@ def test_the_table_sorts_by_its_headings_with_what_is_unknown_last(visit: Visit)
         assert len(numbers) >= 20
 
 
-@in_browser
 def test_the_name_of_a_machine_chooses_it_in_the_table_and_in_the_picture(visit: Visit) -> None:
     page = every_row(visit())
     page.locator(".table").get_by_role("button", name="Mac Studio M3 Ultra 80c, 512 GB").click()
@@ -502,7 +474,6 @@ def test_the_name_of_a_machine_chooses_it_in_the_table_and_in_the_picture(visit:
     expect(page.get_by_role("combobox", name="Machine", exact=True)).to_have_value(re.compile("B200"))
 
 
-@in_browser
 def test_an_old_price_is_marked_wherever_it_stands(visit: Visit) -> None:
     spark = calculator.data()["places"]["dgx-spark/128gb"]
     assert spark["stale"]
@@ -513,14 +484,12 @@ def test_an_old_price_is_marked_wherever_it_stands(visit: Visit) -> None:
     expect(page.locator("#place-hint")).to_contain_text("(stale)")
 
 
-@in_browser
 def test_a_picture_of_nothing_has_no_axis(visit: Visit) -> None:
     page = visit("#m=llama-3.1-405b&f=F16&b=64")
     expect(page.locator(".compare")).to_contain_text("It fits on none of them.")
     expect(page.locator(".compare .scale")).to_have_count(0)
 
 
-@in_browser
 def test_what_does_not_fit_has_no_rate_and_can_be_left_out(visit: Visit) -> None:
     page = every_row(visit())
     rows = page.locator(".table tbody tr")
@@ -545,7 +514,6 @@ def composed(page: Any) -> str:
     return str(page.locator("#answer").inner_text())
 
 
-@in_browser
 def test_reloading_gives_the_same_answer(visit: Visit) -> None:
     page = visit()
     before = composed(page)
@@ -554,7 +522,6 @@ def test_reloading_gives_the_same_answer(visit: Visit) -> None:
     expect(page.get_by_label("Context", exact=True)).to_have_value("65,536")
 
 
-@in_browser
 def test_a_copied_link_opens_the_same_answer_elsewhere(visit: Visit) -> None:
     page = visit(permissions=["clipboard-read", "clipboard-write"])
     before = composed(page)
@@ -565,7 +532,6 @@ def test_a_copied_link_opens_the_same_answer_elsewhere(visit: Visit) -> None:
     assert there.locator("#answer").inner_text() == before
 
 
-@in_browser
 def test_where_the_clipboard_is_denied_the_link_is_there_to_copy(visit: Visit) -> None:
     page = visit()
     page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: {writeText: () => Promise.reject(new Error('denied'))}})")
@@ -576,7 +542,6 @@ def test_where_the_clipboard_is_denied_the_link_is_there_to_copy(visit: Visit) -
     assert visit(at=field.input_value()).locator("#answer").inner_text() == before
 
 
-@in_browser
 def test_another_link_in_the_same_tab_is_followed_and_the_anchors_of_the_page_are_none(visit: Visit) -> None:
     page = visit()
     composed(page)
@@ -593,7 +558,6 @@ def test_another_link_in_the_same_tab_is_followed_and_the_anchors_of_the_page_ar
     expect(visit("?utm_source=mail").locator(".broken")).to_have_count(0)
 
 
-@in_browser
 def test_without_a_network_it_goes_on(visit: Visit) -> None:
     page = visit()
     page.context.set_offline(True)
@@ -603,7 +567,6 @@ def test_without_a_network_it_goes_on(visit: Visit) -> None:
     expect(page.locator(".table tbody tr").first).to_be_visible()
 
 
-@in_browser
 def test_it_works_as_a_file(visit: Visit, folder: Path) -> None:
     page = visit(at=(folder / "calculator.html").as_uri())
     before = composed(page)
@@ -614,7 +577,6 @@ def test_it_works_as_a_file(visit: Visit, folder: Path) -> None:
 # ── what people and links get wrong ───────────────────────────────────────────────────────────────
 
 
-@in_browser
 def test_a_context_beyond_training_is_answered_with_a_warning(visit: Visit) -> None:
     page = visit()
     choose(page, "Model", "llama 2 7b")
@@ -624,7 +586,6 @@ def test_a_context_beyond_training_is_answered_with_a_warning(visit: Visit) -> N
     expect(page.get_by_label("Context", exact=True)).not_to_have_attribute("aria-invalid", "true")
 
 
-@in_browser
 @pytest.mark.parametrize("typed", ["-5", "0", "1.5", "1e99", "many", "", "0,15", "1e9k", "9" * 400, "NaN", "Infinity", "0x10"])
 def test_an_absurd_number_is_named_and_the_last_good_answer_stays_in_sight(typed: str, visit: Visit) -> None:
     page = visit()
@@ -646,7 +607,6 @@ def test_an_absurd_number_is_named_and_the_last_good_answer_stays_in_sight(typed
     expect(page.locator(".verdict")).to_contain_text("4,096")
 
 
-@in_browser
 def test_an_engine_that_is_not_made_for_the_machine_is_said_so(visit: Visit) -> None:
     page = visit()
     page.get_by_label("Format").select_option("MLX_4BIT")
@@ -682,7 +642,6 @@ EVERYTHING = """CalculatorCore.link(CALCULATOR_DATA, {
   price_usd: 333, want_tok_per_s: 33, years: 4, usd_per_kwh: 0.33, budget_usd: 3333})"""
 
 
-@in_browser
 def test_nothing_of_a_link_becomes_a_part_of_the_page(visit: Visit) -> None:
     page = visit()
     keys = re.findall(r"[#&](\w+)=", page.evaluate(EVERYTHING))
@@ -698,7 +657,6 @@ def test_nothing_of_a_link_becomes_a_part_of_the_page(visit: Visit) -> None:
         assert page.locator("#verdict, .instead").count() > 0, link[:80]
 
 
-@in_browser
 @pytest.mark.parametrize("link", [f"#m={IMAGE}", f"#{SCRIPT}", f"?m={SCRIPT}", "#m=nothing&c=-7&f=__proto__", "#" + "x" * 50_000, "#%E0%A4%A"])
 def test_a_broken_link_says_what_was_not_understood_and_leaves_a_page_that_works(link: str, visit: Visit) -> None:
     page = visit(link)
@@ -784,13 +742,11 @@ def shown(visit: Visit, state: str, **options: Any) -> Any:
     return page
 
 
-@in_browser
 @pytest.mark.parametrize("state", STATES)
 def test_every_control_has_a_name_and_every_id_is_there_once(state: str, visit: Visit) -> None:
     assert shown(visit, state).evaluate(UNSOUND) == []
 
 
-@in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("state", STATES)
 def test_words_stand_out_and_a_phone_shows_all_of_it(state: str, scheme: str, visit: Visit) -> None:
@@ -804,7 +760,6 @@ def test_words_stand_out_and_a_phone_shows_all_of_it(state: str, scheme: str, vi
     assert page.evaluate(FAINT) == []
 
 
-@in_browser
 def test_the_book_s_own_choice_of_dark_comes_before_the_system_s(visit: Visit) -> None:
     page = visit(color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"
@@ -814,7 +769,6 @@ def test_the_book_s_own_choice_of_dark_comes_before_the_system_s(visit: Visit) -
     assert page.evaluate(ground) == "rgb(18, 18, 18)"
 
 
-@in_browser
 def test_a_verdict_is_told_by_words_and_shape_and_told_to_those_who_listen(visit: Visit) -> None:
     page = visit()
     said = page.locator("[aria-live=polite]").first
@@ -824,7 +778,6 @@ def test_a_verdict_is_told_by_words_and_shape_and_told_to_those_who_listen(visit
     assert page.locator("#verdict svg").inner_html() != fits
 
 
-@in_browser
 def test_a_phone_keeps_the_verdict_in_sight_and_leads_to_the_answer(visit: Visit) -> None:
     page = visit(viewport={"width": 360, "height": 740})
     strip = page.locator(".strip")
@@ -835,7 +788,6 @@ def test_a_phone_keeps_the_verdict_in_sight_and_leads_to_the_answer(visit: Visit
     expect(page.locator("#answer")).to_be_focused()
 
 
-@in_browser
 def test_on_paper_the_address_stands_below_the_answer_and_nothing_to_click(visit: Visit) -> None:
     page = visit("#", color_scheme="dark")
     composed(page)
@@ -846,7 +798,6 @@ def test_on_paper_the_address_stands_below_the_answer_and_nothing_to_click(visit
     expect(verdict(page)).to_be_visible()
 
 
-@in_browser
 def test_without_scripts_the_page_says_what_to_do_instead(visit: Visit) -> None:
     page = visit(java_script_enabled=False)
     expect(page.get_by_text("needs JavaScript")).to_be_visible()
@@ -856,7 +807,6 @@ def test_without_scripts_the_page_says_what_to_do_instead(visit: Visit) -> None:
 # ── in the book ───────────────────────────────────────────────────────────────────────────────────
 
 
-@in_browser
 def test_the_landing_page_and_the_pages_of_devices_lead_to_it_and_it_leads_back(built: Any, visit: Visit, browser: Any) -> None:
     page = visit(at=(built.checkout.html / "book" / "calculator.html").as_uri())
     expect(verdict(page)).to_contain_text("It fits")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import platform
 import random
 import signal
 import struct
@@ -142,7 +143,7 @@ def test_a_measurement_waits_for_another_one(small_file: Path, tmp_path: Path, m
     monkeypatch.setenv("NBUTILS_HOME", str(tmp_path))
     told: list[str] = []
     code = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
-    lock = tmp_path / "cache" / "measuring.lock"
+    lock = tmp_path / "cache" / f"measuring-{platform.node()}.lock"
     lock.parent.mkdir()
     with subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None

@@ -131,7 +131,7 @@ def _list_rows(files: Sequence[Path], device: str, model: str, kind: str) -> lis
     for row in plainest[list(_LIST_READ)].itertuples():
         listed = found[row.file] if row.file in found else found.setdefault(row.file, _list_row(row, published))
         for phase in ("prefill", "decode"):
-            if row.test and row.test.endswith(phase) and " then " not in row.test and listed[f"{phase}_tok_per_s"] is None:
+            if isinstance(row.test, str) and row.test.endswith(phase) and " then " not in row.test and listed[f"{phase}_tok_per_s"] is None:
                 listed[f"{phase}_tok_per_s"] = row.tok_per_s
     return [found[str(path)] for path in files if str(path) in found]
 

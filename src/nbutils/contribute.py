@@ -110,7 +110,10 @@ def _missing(record: AnyRecord) -> Iterator[str]:
 
 
 def _text_problems(fields: dict[str, Any]) -> Iterator[str]:
-    """Text that is not shown as it is, or that names somebody's disk. What looks like markup or a formula is text, and escaped where it is shown."""
+    """Text that is not shown as it is, or that names somebody's disk or mail.
+
+    What looks like markup or a formula is text, and escaped where it is shown.
+    """
     for place, text in _texts(fields):
         if unseen := next((c for c in text if unicodedata.category(c) in _UNSEEN), ""):
             yield f"{place}: holds U+{ord(unseen):04X}, a character that is not shown; take it out of the name and measure again"

@@ -7,6 +7,7 @@ notebook's kernel lives on, and nothing half-measured is kept.
 from __future__ import annotations
 
 import json
+import platform
 import queue
 import re
 import signal
@@ -25,6 +26,7 @@ from nbutils import paths
 from nbutils.errors import EngineError, MissingExtra, UsageError
 
 __all__ = [
+    "alone",
     "backend_name",
     "build",
     "describe",
@@ -158,7 +160,7 @@ def _existing(path: Path) -> Path:
 
 def _call(op: str, progress: Progress | None = None, **request: Any) -> Any:
     require_engine()
-    with _alone(progress) if op in _TIMED else nullcontext(), tempfile.TemporaryFile() as words:
+    with alone(progress) if op in _TIMED else nullcontext(), tempfile.TemporaryFile() as words:
         child = subprocess.Popen([sys.executable, "-m", "nbutils._engine_child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
         try:
             return _converse(child, {"op": op, **request}, words, progress)
@@ -171,17 +173,19 @@ def _call(op: str, progress: Progress | None = None, **request: Any) -> Any:
 
 
 @contextmanager
-def _alone(progress: Progress | None) -> Iterator[None]:
+def alone(progress: Progress | None = None) -> Iterator[None]:
     """Wait until no other process of this user measures, and keep them waiting: notebooks, sweeps of any name, commands in other windows.
 
-    The system lets go of a lock whose holder died. Where none can be had, as on a disk that is read-only, both measure: yardsticks will show it.
+    What is timed here does so by itself. It may be held around that, so that no waiting is taken for a part of the run. The system lets go of a
+    lock whose holder died. Where none can be had, as on a disk that is read-only, both measure: yardsticks will show it.
     """
     from filelock import FileLock, Timeout
 
     try:
-        path = paths.cache_dir() / "measuring.lock"
+        # Machines may share a home.
+        path = paths.cache_dir() / f"measuring-{platform.node()}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        lock = FileLock(path, is_singleton=True)  # so that one inside another does not wait for itself
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -340,7 +340,7 @@ def _kept_rows(files: Sequence[Path], say: Say, complain: Say | None) -> Iterato
     unread = set(changed) - {Path(path) for path in fresh}
     for path in files:
         if path not in unread:
-            yield path, (fresh.get(str(path)) or kept[str(path)])[2]
+            yield path, (fresh.get(str(path)) or kept[str(path)])[-1]
 
 
 def _stamp(path: Path) -> list[int]:
@@ -396,8 +396,8 @@ def _child_reads(files: Sequence[Path]) -> Iterator[Callable[[], list[Any] | Non
     with ExitStack() as stack:
         child: subprocess.Popen[bytes] | None = None
         try:
-            asked, told = (stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(2))
-            json.dump([str(path) for path in files], asked)
+            asked, told = (stack.enter_context(tempfile.TemporaryFile(buffering=0)) for _ in range(2))
+            asked.write(json.dumps([str(path) for path in files]).encode())
             asked.seek(0)
             child = subprocess.Popen([sys.executable, "-m", "nbutils._rows_child"], stdin=asked, stdout=told, stderr=subprocess.DEVNULL)
             stack.callback(child.wait)

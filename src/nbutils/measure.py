@@ -202,10 +202,10 @@ def measure(
     use_gpu = wants_gpu(description, cpu=cpu) and knobs.n_gpu_layers != 0
     settings = settings_of(knobs, use_gpu=use_gpu, n_ctx=max(p.n_tokens + p.depth for p in suite.points))
     machine = probe.machine()
-    before = probe.gpu_states("before")
     longest = max(suite.points, key=lambda p: p.n_seq * -(-(p.n_tokens + p.depth) // fit.CONTEXT_PAD))
     predicted, basis = _predicted(model.path, longest, settings) if model.path.is_file() else ({}, "")
-    with monitor.Monitor() as watch:
+    with engine.alone(progress), monitor.Monitor() as watch:
+        before = probe.gpu_states("before")
         found = engine.measure_file(
             model.path,
             points=[p.model_dump() for p in suite.points],

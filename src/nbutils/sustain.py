@@ -46,7 +46,7 @@ def sustain(
     use_gpu = wants_gpu(description, cpu=cpu)
     settings = settings_of(knobs or Knobs(), use_gpu=use_gpu, n_ctx=depth + (block_tokens or _LARGEST_BLOCK))
     machine = probe.machine()
-    with monitor.Monitor() as watch:
+    with engine.alone(progress), monitor.Monitor() as watch:
         found = engine.sustain_file(
             model.path,
             seconds=60 * minutes,

@@ -1,4 +1,4 @@
-"""One browser for all tests of pages. Where there is none, they are skipped."""
+"""The browser of all tests of pages. Where there is none, they are skipped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "-
 _ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # open for longer, its event loop would be that of every later test
 def browser() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -2,11 +2,12 @@
 
 llama-bench is built from the source that the pinned llama-cpp-python carries, with the same compiler settings. Both have
 the model loaded at the same time and take turns by the repetition, who goes first alternating: what else the machine does
-meets both. Chance is kept out where it can be. Each repetition has a context of its own, threads are bound to cores, and every
-buffer begins at the start of a page: where buffers come to lie otherwise made prefill at depth 4,096 a quarter to a third
-faster in some contexts than in others, of either program. A pair begins only when nothing else uses the processor, so rounds
-can go on beside other work. The turns are given by a preloaded library (``turns.c``), so this runs on Linux; llama-bench itself
-is unchanged. The result is data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
+meets both. Where a context's buffers come to lie makes it faster or slower, prefill at depth 4,096 by up to a third; a program
+lays them out the same way every time, and another program another way. So each repetition has a context of its own, and before
+it some memory of random sizes is taken in both. Threads are bound to cores. A pair begins only when nothing else uses the
+processor, so rounds can go on beside other work. The turns and the random memory are given by a preloaded library (``turns.c``),
+so this runs on Linux; llama-bench itself is unchanged. The result is data/benchmarks/parity.json. Exit code 1 when a row's
+median is off by more than 1 %.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from importlib.metadata import version
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
+from random import randint
 from statistics import median
 from typing import Annotated, Any
 
@@ -53,9 +55,8 @@ PHASES = ("prefill", "decode")
 PAUSE_S = 0.02
 #: A pair begins when the processor was no busier than this, over all cores, for so long.
 QUIET_PERCENT, QUIET_S = 6.0, 0.25
-#: What is told in both to OpenMP, which runs llama.cpp's threads on Linux, and to the C library. The latter takes a block of 4 KiB and more
-#: straight from the system, so that it begins at a page; left to itself it soon takes smaller and then larger ones from a heap, anywhere.
-ALIKE = {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads", "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=4096"}
+#: What OpenMP, which runs llama.cpp's threads on Linux, is told in both.
+BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
 
 Say = Callable[[str], None]
 
@@ -143,10 +144,12 @@ def measure_ours(line: Connection, plan: Plan, path: str, depth: int) -> None:
     llama, log = _llama()
     bench = Bench(path, plan.settings.model_dump(exclude={"flash_attn_used"}), zero_s=time.monotonic(), log=log, llama=llama)
     bench.load()
-    found = {}
+    found: dict[str, list[list[float]]] = {phase: [] for phase in PHASES}
     for phase in PHASES:
-        points = [bench.point(wait, kind=phase, n_tokens=n_tokens_of(phase), depth=depth, repetitions=1) for _ in range(plan.repetitions)]
-        found[phase] = [point["repetitions_s"][0] for point in points]
+        for _ in range(plan.repetitions):
+            pads = [bytearray(randint(1, 2**21 if i % 2 else 2**13)) for i in range(16)]  # as turns.c for llama-bench
+            found[phase] += bench.point(wait, kind=phase, n_tokens=n_tokens_of(phase), depth=depth, repetitions=1)["repetitions_s"]
+            pads.clear()
     bench.close()
     line.send(found)
 
@@ -469,7 +472,7 @@ def main(
     description = engine.describe()
     use_gpu = measure.wants_gpu(description, cpu=cpu)
     measure.check_backend(description, cpu=cpu)
-    os.environ.update(ALIKE)  # of what is started from here on
+    os.environ.update(BOUND)  # of what is started from here on
     with err.status("looking for llama-bench …") as status:
         program = find_program(built, source, status.update)
         status.update("making stand-in models …")

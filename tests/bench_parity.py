@@ -1,23 +1,22 @@
 """A benchmark, not a test: nbutils beside llama-bench, both of one llama.cpp, on the stand-in models. Run: make parity
 
-llama-bench is built from the source that the pinned llama-cpp-python carries, with the same compiler settings. Both have
-the model loaded at the same time and take turns by the repetition, who goes first alternating: what else the machine does
-meets both. Where a context's buffers come to lie makes it faster or slower, prefill at depth 4,096 by up to a third; a program
-lays them out the same way every time, and another program another way. So each repetition has a context of its own, and before
-it some memory of random sizes is taken in both. Threads are bound to cores. A pair begins only when nothing else uses the
-processor, so rounds can go on beside other work. The turns and the random memory are given by a preloaded library (``turns.c``),
-so this runs on Linux; llama-bench itself is unchanged. The result is data/benchmarks/parity.json. Exit code 1 when a row's
-median is off by more than 1 %.
+llama-bench is built from the source that the pinned llama-cpp-python carries, and called inside the process that measures: on
+the binding's own llama.cpp, the model loaded once, by the same thread. The two take turns by the context, each with its warm-up and one
+repetition, and who goes first alternates. As programs of their own they would differ in where things come to lie, which makes decode
+some per cent faster or slower for as long as a process lives, and a prompt at depth 4,096 by up to a third; so the two contexts of a pair
+lie in the same places of the same memory, drawn anew for every pair (``bench_parity.c``). What is compared is what each program does
+around llama.cpp, and what its clock says. A pair begins only when nothing else uses the processor, so rounds can go on beside
+other work. Linux only. The result is data/benchmarks/parity.json. Exit code 1 when a row's median is off by more than 1 %.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import multiprocessing
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -29,13 +28,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
-from random import randint
+from random import getrandbits
 from statistics import median
 from typing import Annotated, Any
 
+import greenlet
 import numpy as np
 import psutil
 import typer
@@ -55,7 +54,7 @@ PHASES = ("prefill", "decode")
 PAUSE_S = 0.02
 #: A pair begins when the processor was no busier than this, over all cores, for so long.
 QUIET_PERCENT, QUIET_S = 6.0, 0.25
-#: What OpenMP, which runs llama.cpp's threads on Linux, is told in both.
+#: What OpenMP, which runs llama.cpp's threads on Linux, is told: threads stay on their cores.
 BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "threads"}
 
 Say = Callable[[str], None]
@@ -75,7 +74,7 @@ class Plan:
     """What both programs are asked."""
 
     program: Path
-    turns: Path
+    between: Path
     subjects: list[Subject]
     depths: list[int]
     repetitions: int
@@ -91,7 +90,7 @@ def label(kind: str, depth: int) -> str:
 
 
 def sittings(plan: Plan) -> list[tuple[Subject, int]]:
-    """What two processes measure side by side, prefill and then decode: a file, at a depth."""
+    """What one process measures with both, prefill and then decode: a file, at a depth."""
     return [(subject, depth) for subject in plan.subjects for depth in plan.depths]
 
 
@@ -99,145 +98,148 @@ def n_tokens_of(phase: str) -> int:
     return N_PROMPT if phase == "prefill" else N_GEN
 
 
-class Ours:
-    """nbutils in a process of its own, waiting before every warm-up and every repetition."""
-
-    def __init__(self, plan: Plan, subject: Subject, depth: int) -> None:
-        fresh = multiprocessing.get_context("spawn")
-        self._line, theirs = fresh.Pipe()
-        self._process = fresh.Process(target=measure_ours, args=(theirs, plan, str(subject.path), depth), daemon=True)
-        self._process.start()
-        theirs.close()
-        self._heard: Any = None
-
-    def wait(self) -> bool:
-        """Wait for the repetition that runs; true when there is another one to come."""
-        try:
-            self._heard = self._line.recv()
-        except EOFError:
-            self._process.join()
-            raise EngineError(f"nbutils ended with code {self._process.exitcode}") from None
-        return self._heard == "ready"
-
-    def go(self) -> None:
-        self._line.send("go")
-
-    def rates(self) -> dict[str, list[float]]:
-        self._process.join()
-        return {phase: [n_tokens_of(phase) / sum(times) for times in repetitions] for phase, repetitions in self._heard.items()}
-
-    def close(self) -> None:
-        self._process.kill()
-        self._line.close()
+def load_between(made: Path) -> ctypes.CDLL:
+    """The library of ``bench_parity.c``, to be loaded before llama.cpp is, and seen by it; for the rest of this process."""
+    between = ctypes.CDLL(str(made), mode=ctypes.RTLD_GLOBAL)
+    between.beside_context.argtypes, between.beside_asked.restype = [ctypes.c_uint64], ctypes.c_uint64
+    return between
 
 
-def measure_ours(line: Connection, plan: Plan, path: str, depth: int) -> None:
-    """In the child: the code that ``nbutils measure`` runs in its child, with a wait where progress is told."""
+class LlamaBench:
+    """llama-bench, called here and left wherever it has finished with a context; entered again it goes on with the next."""
+
+    def __init__(self, plan: Plan, path: str, depth: int, llama: Any, model: Any, between: ctypes.CDLL) -> None:
+        # A test named twice is run twice, each time in a new context.
+        lengths = {option: ",".join([str(n)] * plan.repetitions) for option, n in (("-p", N_PROMPT), ("-n", N_GEN))}
+        used = plan.settings
+        options = lengths | {"-d": depth, "-r": 1, "-t": used.n_threads, "-b": used.n_batch, "-ub": used.n_ubatch, "-ngl": used.n_gpu_layers}
+        words = ["llama-bench", "-m", path, "-o", "jsonl", *(str(x) for pair in options.items() for x in pair)]
+        given = (ctypes.c_char_p * (len(words) + 1))(*(os.fsencode(word) for word in words), None)
+        main = ctypes.CDLL(str(plan.program.with_name("libllama-bench-impl.so")))._Z11llama_benchiPPc
+        here = greenlet.getcurrent()
+
+        def at_end(context: int) -> None:
+            llama.llama_free(ctypes.c_void_p(context))
+            here.switch()
+
+        self._at_end = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(at_end)  # held, or it would be gone when it is called
+        if not between.beside_start(ctypes.c_void_p(model), self._at_end):
+            raise EngineError("the system gives no room of addresses for the contexts of both; raise the limit (ulimit -v)")
+        self._run = greenlet.greenlet(lambda: main(len(words), given))
+
+    def context(self) -> None:
+        """Its next context, from making it to freeing it."""
+        self._run.switch()
+        if self._run.dead:
+            raise EngineError("llama-bench ended before its last context")
+
+    def end(self) -> None:
+        self._run.switch()
+
+
+def measure_both(line: Connection, plan: Plan, path: str, depth: int, ours_first: bool, folder: str) -> None:
+    """In the child: tell the parent of every pair, and in the end our rates by phase, or what went wrong."""
+    try:
+        line.send(take_turns(lambda: line.send("pair"), plan, path, depth, ours_first, folder))
+    except NbutilsError as error:
+        line.send(str(error))
+
+
+def take_turns(tell: Callable[[], None], plan: Plan, path: str, depth: int, ours_first: bool, folder: str) -> dict[str, list[float]]:
+    """The code that ``nbutils measure`` runs in its child, and llama-bench, in turn; our rates by phase. What llama-bench prints is in ``folder``."""
     from nbutils._bench import Bench
     from nbutils._engine_child import _llama
 
-    def wait(event: str, stage: str) -> None:
-        if not stage.startswith("filling"):
-            line.send("ready")
-            line.recv()
-
+    for number, name in ((1, "printed"), (2, "said")):
+        os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT), number)
+    between = load_between(plan.between)
     llama, log = _llama()
     bench = Bench(path, plan.settings.model_dump(exclude={"flash_attn_used"}), zero_s=time.monotonic(), log=log, llama=llama)
     bench.load()
+    theirs = LlamaBench(plan, path, depth, llama, bench.model, between)
+    tests = [phase for phase in PHASES for _ in range(plan.repetitions)]
+    places = [getrandbits(63) for _ in tests]
     found: dict[str, list[list[float]]] = {phase: [] for phase in PHASES}
-    for phase in PHASES:
-        for _ in range(plan.repetitions):
-            pads = [bytearray(randint(1, 2**21 if i % 2 else 2**13)) for i in range(16)]  # as turns.c for llama-bench
-            found[phase] += bench.point(wait, kind=phase, n_tokens=n_tokens_of(phase), depth=depth, repetitions=1)["repetitions_s"]
-            pads.clear()
+    asked: dict[str, list[int]] = {"nbutils": [], "llama-bench": []}
+
+    def our_turn(turn: int) -> None:
+        between.beside_context(places[turn])
+        point = bench.point(lambda *_, **__: None, kind=tests[turn], n_tokens=n_tokens_of(tests[turn]), depth=depth, repetitions=1)
+        found[tests[turn]] += point["repetitions_s"]
+        asked["nbutils"].append(between.beside_asked())
+
+    def their_turn(turn: int) -> None:
+        between.beside_context(places[turn])
+        theirs.context()
+        asked["llama-bench"].append(between.beside_asked())
+
+    def after() -> None:
+        if asked["nbutils"] != asked["llama-bench"]:
+            raise EngineError(
+                f"{label(tests[len(asked['nbutils']) - 1], depth)}: the two asked for different memory, so their contexts are not the same"
+            )
+        tell()
+
+    in_turn(*((our_turn, their_turn) if ours_first else (their_turn, our_turn)), len(tests), after)
+    if len({entry.split()[-1] for entry in Path("/proc/self/maps").read_text().splitlines() if re.search(r"/libllama\.so[.0-9]*$", entry)}) > 1:
+        raise EngineError("llama-bench brought a llama.cpp of its own; build it from the source that the installed llama-cpp-python carries")
     bench.close()
-    line.send(found)
+    theirs.end()
+    return {phase: [n_tokens_of(phase) / sum(times) for times in repetitions] for phase, repetitions in found.items()}
 
 
-class Theirs:
-    """llama-bench, waiting before every warm-up and every repetition."""
-
-    def __init__(self, plan: Plan, subject: Subject, depth: int) -> None:
-        # A test named twice is run twice, each time in a new context.
-        lengths = {option: ",".join([str(n)] * plan.repetitions) for option, n in (("-p", N_PROMPT), ("-n", N_GEN))}
-        tests = lengths | {"-d": depth, "-r": 1}
-        used = plan.settings
-        numbers = tests | {"-t": used.n_threads, "-b": used.n_batch, "-ub": used.n_ubatch, "-ngl": used.n_gpu_layers}
-        command = [str(plan.program), "-m", str(subject.path), "-o", "jsonl", *(str(x) for pair in numbers.items() for x in pair)]
-        self._printed, self._said = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in close()
-        self._ready, ready = os.pipe()
-        go, self._go = os.pipe()
-        environment = os.environ | {"LD_PRELOAD": str(plan.turns), "TURNS_READY": str(ready), "TURNS_GO": str(go)}
-        self._process = subprocess.Popen(command, stdout=self._printed, stderr=self._said, env=environment, pass_fds=(ready, go))
-        os.close(ready)
-        os.close(go)
-
-    def wait(self) -> bool:
-        """Wait for the repetition that runs; true when there is another one to come."""
-        if os.read(self._ready, 1):
-            return True
-        if self._process.wait() != 0:
-            self._said.seek(0)
-            raise EngineError(f"llama-bench ended with code {self._process.returncode}: {self._said.read().strip()[-300:]}")
-        return False
-
-    def go(self) -> None:
-        os.write(self._go, b"g")
-
-    def rates(self) -> dict[str, list[float]]:
-        self._printed.seek(0)
-        rows = [json.loads(line) for line in self._printed if line.strip()]
-        by_phase = {"prefill": [row for row in rows if row["n_prompt"]], "decode": [row for row in rows if row["n_gen"]]}
-        return {phase: [n_tokens_of(phase) * 1e9 / ns for row in found for ns in row["samples_ns"]] for phase, found in by_phase.items()}
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for number in (self._ready, self._go):
-            os.close(number)
-        self._printed.close()
-        self._said.close()
+def sit(plan: Plan, subject: Subject, depth: int, ours_first: bool, step: Callable[[], None]) -> dict[str, list[tuple[float, float]]]:
+    """One process that measures a file at a depth with both; by phase the rates of each pair, ours and llama-bench's."""
+    fresh = multiprocessing.get_context("spawn")
+    heard, line = fresh.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        process = fresh.Process(target=measure_both, args=(line, plan, str(subject.path), depth, ours_first, folder), daemon=True)
+        process.start()
+        line.close()
+        try:
+            while (ours := heard.recv()) == "pair":
+                step()
+        except EOFError:
+            process.join()
+            said = Path(folder, "said").read_text(encoding="utf-8", errors="replace").strip() if Path(folder, "said").is_file() else ""
+            ours = f"ended with code {process.exitcode}: {said[-300:]}"
+        finally:
+            process.kill()
+            process.join()
+            heard.close()
+        if isinstance(ours, str):
+            raise EngineError(f"{subject.path.name}: {ours}")
+        rows = [json.loads(row) for row in Path(folder, "printed").read_text(encoding="utf-8").splitlines() if row.startswith("{")]
+    theirs = {"prefill": [row for row in rows if row["n_prompt"]], "decode": [row for row in rows if row["n_gen"]]}
+    return {
+        phase: list(zip(ours[phase], (n_tokens_of(phase) * 1e9 / ns for row in theirs[phase] for ns in row["samples_ns"]), strict=True))
+        for phase in PHASES
+    }
 
 
 # ── rounds ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def in_turn(first: Any, second: Any, step: Callable[[], None]) -> None:
-    """Let both run their warm-ups and repetitions in turn until neither has another; who goes first alternates by the repetition."""
-    players = [first, second]
-    waiting = [player for player in players if player.wait()]
-    for turn in count():
-        if not waiting:
-            return
+def in_turn(first: Callable[[int], None], second: Callable[[int], None], n_turns: int, after: Callable[[], None]) -> None:
+    """Let both have their turns, one beside the other; who goes first alternates. ``after`` is called after every pair."""
+    for turn in range(n_turns):
         # Both wait here, so whatever is busy now is somebody else.
         while psutil.cpu_percent(QUIET_S) > QUIET_PERCENT:
             pass
-        # A warm-up and its repetition in the same order.
-        for player in players if turn % 4 < 2 else players[::-1]:
-            if player in waiting:
-                # What the other one left running, threads that still look for work, shall be asleep.
-                time.sleep(PAUSE_S)
-                player.go()
-                if not player.wait():
-                    waiting.remove(player)
-        step()
+        for play in (first, second) if turn % 2 == 0 else (second, first):
+            # What the other one left running, threads that still look for work, shall be asleep.
+            time.sleep(PAUSE_S)
+            play(turn)
+        after()
 
 
 def run_round(plan: Plan, number: int, say: Say, step: Callable[[], None]) -> dict[tuple[str, str, str], list[tuple[float, float]]]:
-    """One round: by model, format and test the rates of each repetition, ours and llama-bench's."""
+    """One round: by model, format and test the rates of each pair, ours and llama-bench's."""
     found = {}
     for position, (subject, depth) in enumerate(sittings(plan)):
         say(f"{subject.model} {subject.format}, {' and '.join(label(phase, depth) for phase in PHASES)}")
-        both: list[Any] = []
-        try:
-            both += [Ours(plan, subject, depth), Theirs(plan, subject, depth)]
-            in_turn(*(both if (number + position) % 2 == 0 else both[::-1]), step)
-            ours, theirs = (player.rates() for player in both)
-        finally:
-            for player in both:
-                player.close()
-        for phase in PHASES:
-            found[subject.model, subject.format, label(phase, depth)] = list(zip(ours[phase], theirs[phase], strict=True))
+        pairs = sit(plan, subject, depth, (number + position) % 2 == 0, step)
+        found |= {(subject.model, subject.format, label(phase, depth)): pairs[phase] for phase in PHASES}
     return found
 
 
@@ -277,7 +279,7 @@ def table_of(result: dict[str, Any]) -> Table:
 
 
 def program_in(folder: Path) -> Path:
-    return folder / "bin" / ("llama-bench.exe" if os.name == "nt" else "llama-bench")
+    return folder / "bin" / "llama-bench"
 
 
 def locked_entry(text: str) -> str:
@@ -309,7 +311,7 @@ def fetch_source(folder: Path, say: Say) -> Path:
 
 
 def build(source: Path, folder: Path, say: Say) -> Path:
-    """Configure and build llama-bench in ``folder``, as the binding's wheel is built; return the program."""
+    """Configure and build llama-bench in ``folder``; return the program. For the processor: measured is the binding's own llama.cpp."""
     llama = source / "vendor" / "llama.cpp"
     if not (llama / "tools" / "llama-bench").is_dir():
         raise UsageError(f"{str(source)!r} holds no vendor/llama.cpp with llama-bench; give an unpacked source distribution of llama-cpp-python")
@@ -321,7 +323,7 @@ def build(source: Path, folder: Path, say: Say) -> Path:
     say("configuring llama.cpp")
     settings = [f"-D{name}={value}" for name, value in wanted.items()]
     run(
-        ["cmake", "-S", str(llama), "-B", str(folder), *generator, *settings, *shlex.split(os.environ.get("CMAKE_ARGS", ""))],
+        ["cmake", "-S", str(llama), "-B", str(folder), *generator, *settings],
         folder / "configure.log",
     )
     say(f"building llama-bench, some minutes (log: {folder / 'build.log'})")
@@ -330,15 +332,11 @@ def build(source: Path, folder: Path, say: Say) -> Path:
     return program_in(folder)
 
 
-def build_turns(folder: Path) -> Path:
-    """The library that makes llama-bench wait for its turn, beside the program."""
-    if sys.platform != "linux":
-        raise UsageError(f"the two programs take turns through a library preloaded as on Linux; {sys.platform!r} has no such way here")
-    made = folder / "libturns.so"
-    run(
-        [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-o", str(made), str(Path(__file__).with_name("turns.c")), "-ldl"],
-        folder / "turns.log",
-    )
+def build_between(folder: Path) -> Path:
+    """The library that stands between the two programs and llama.cpp, in ``folder``."""
+    made = folder / "libbench-parity.so"
+    source = Path(__file__).with_suffix(".c")
+    run([os.environ.get("CC", "cc"), "-shared", "-fPIC", "-O1", "-o", str(made), str(source), "-ldl"], folder / "bench-parity.log")
     return made
 
 
@@ -355,38 +353,34 @@ def run(command: list[str], log: Path) -> None:
 
 
 def find_program(built: Path | None, source: Path | None, say: Say) -> Path:
-    """A program built before, or one built now and kept for the next time; other CMAKE_ARGS are another build."""
+    """A program built before, or one built now and kept for the next time."""
     if built:
         if not program_in(built).is_file():
             raise UsageError(f"{str(built)!r} holds no bin/llama-bench; name a folder in which cmake built it")
         return program_in(built)
     cache = paths.cache_dir() / "llama-bench"
-    key = hashlib.sha256(f"{source or ''} {os.environ.get('CMAKE_ARGS', '')}".encode()).hexdigest()[:8]
-    folder = cache / f"build-{version('llama-cpp-python')}-{key}"
+    key = f"-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:8]}" if source else ""
+    folder = cache / f"build-{version('llama-cpp-python')}{key}"
     if program_in(folder).is_file():
         return program_in(folder)
     return build(source or fetch_source(cache, say), folder, say)
 
 
-def build_of(program: Path, subject: Subject) -> dict[str, Any]:
-    """What llama-bench says of its own build, from its quickest row."""
+def commit_of(program: Path, subject: Subject) -> str:
+    """The commit that llama-bench says it was built from, in its quickest row."""
     command = [str(program), "-m", str(subject.path), "-p", "1", "-n", "0", "-r", "1", "--no-warmup", "-o", "jsonl"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise EngineError(f"llama-bench ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
-    row = json.loads(done.stdout)
-    return {"commit": row["build_commit"], "backends": row["backends"], "cmake_args": os.environ.get("CMAKE_ARGS", "")}
+    return str(json.loads(done.stdout)["build_commit"])
 
 
 # ── the command ───────────────────────────────────────────────────────────────────────────────────
 
 
-def head_of(plan: Plan, use_gpu: bool) -> dict[str, Any]:
+def head_of(plan: Plan) -> dict[str, Any]:
     """Everything of the result that must be the same for rounds to be comparable."""
     machine = probe.machine()
-    made = build_of(plan.program, plan.subjects[0])
-    if use_gpu and made["backends"] == "CPU":
-        raise UsageError("llama-bench is built for the processor, the binding for a GPU; set CMAKE_ARGS as for the binding, or give --cpu")
     return {
         "machine": {
             "cpu": machine.cpu,
@@ -396,8 +390,9 @@ def head_of(plan: Plan, use_gpu: bool) -> dict[str, Any]:
             "gpus": [gpu.name for gpu in machine.gpus],
         },
         "versions": {name: version(name) for name in ("nbutils", "llama-cpp-python")},
-        "build": made,
+        "llama_bench_commit": commit_of(plan.program, plan.subjects[0]),
         "threads": plan.settings.n_threads,
+        "gpu_layers": plan.settings.n_gpu_layers,
     }
 
 
@@ -438,10 +433,10 @@ def stand_ins(size: str, files: str) -> list[gguf_files.StandIn]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run now; each measures every row with both programs.")] = 2,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to run now; each measures every row with both programs.")] = 3,
     repetitions: Annotated[
         int, typer.Option("--repetitions", "-r", min=1, max=1000, help="Repetitions of a row in a round, each in a context of its own.")
-    ] = 8,
+    ] = 12,
     size: Annotated[str, typer.Option(help="Size of the stand-ins: base, wide, or small to try this program.")] = "base",
     depths: Annotated[str, typer.Option(help="Tokens of context before the test, with commas.")] = "0,4096",
     files: Annotated[
@@ -460,12 +455,14 @@ def main(
 ) -> None:
     """nbutils beside llama-bench, both of one llama.cpp: do they measure the same?
 
-    Builds llama-bench from the source that the pinned llama-cpp-python carries (CMAKE_ARGS count, as for the binding), runs both in turn
+    Builds llama-bench from the source that the pinned llama-cpp-python carries, calls it on the binding's llama.cpp, lets both take turns
     on the stand-in models, and writes data/benchmarks/parity.json after every round. Exit code 1 when a row's median is off by more
     than 1 %.
 
     Try it: python tests/bench_parity.py --size small --rounds 2 --out parity.json
     """
+    if sys.platform != "linux":
+        raise UsageError(f"llama-bench is called inside this process in a way that Linux has and {sys.platform!r} has not")
     asked = stand_ins(size, files)
     wanted_depths = numbers(depths, "--depths")
     target = output or paths.data_dir() / "benchmarks" / "parity.json"
@@ -479,12 +476,12 @@ def main(
         formats = {fmt: registry.load_format(fmt) for fmt in gguf_files.FORMATS}
         made = zip(asked, gguf_files.make_all(asked, formats), strict=True)
     settings = measure.settings_of(measure.Knobs(n_threads=threads), use_gpu=use_gpu, n_ctx=N_PROMPT + max(wanted_depths))
-    plan = Plan(program, build_turns(program.parent), [Subject(s.name, s.format, path) for s, path in made], wanted_depths, repetitions, settings)
-    head = head_of(plan, use_gpu)
+    plan = Plan(program, build_between(program.parent), [Subject(s.name, s.format, path) for s, path in made], wanted_depths, repetitions, settings)
+    head = head_of(plan)
     result: dict[str, Any] = earlier(target, head) if resume else {"rounds": 0, "rows": []}
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*bars, console=err) as progress:
-        task = progress.add_task("starting", total=rounds * len(sittings(plan)) * len(PHASES) * 2 * repetitions)
+        task = progress.add_task("starting", total=rounds * len(sittings(plan)) * len(PHASES) * repetitions)
         for number in range(result["rounds"], result["rounds"] + rounds):
             found = run_round(plan, number, lambda text: progress.update(task, description=text), lambda: progress.advance(task))
             rows = add_round(result["rows"], found)

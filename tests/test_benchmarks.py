@@ -114,7 +114,7 @@ def test_how_far_the_rows_agree_is_a_sentence(tmp_path: Path) -> None:
     told = benchmarks.parity_line(write(tmp_path, "parity.json", PARITY | {"rows": [*PARITY["rows"], other]}))
     assert told == (
         "1 of 2 medians lie within 1% of llama-bench's; the median over all rows is 1.052, the furthest 1.100."
-        " In the median row half of the pairs lie within 23.8% of each other."
+        " In the median row half of the pairs lie within 23.8% of each other, and the median has a standard error of 13.41%."
     )
 
 
@@ -149,48 +149,77 @@ def test_rounds_add_up(rounds: list[list[tuple[float, float]]], tmp_path_factory
     assert shown["ratio"].iloc[0] == pytest.approx(row["ratio"], abs=1e-5)
 
 
-class Player:
-    """A program of three repetitions, each after a warm-up, that says when it ran."""
-
-    def __init__(self, name: str, ran: list[str]) -> None:
-        self.name, self.ran, self.left = name, ran, 6
-
-    def wait(self) -> bool:
-        return self.left > 0
-
-    def go(self) -> None:
-        self.left -= 1
-        self.ran.append(self.name)
-
-
-def test_who_goes_first_alternates_from_repetition_to_repetition(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_goes_first_alternates_from_pair_to_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are right beside each other, and a machine that gets slower favours neither."""
     monkeypatch.setattr(bench_parity, "QUIET_PERCENT", 101)  # however busy the machine is
     ran: list[str] = []
-    bench_parity.in_turn(Player("ours", ran), Player("theirs", ran), lambda: None)
-    assert ran == ["ours", "theirs"] * 2 + ["theirs", "ours"] * 2 + ["ours", "theirs"] * 2
+    bench_parity.in_turn(lambda turn: ran.append(f"ours {turn}"), lambda turn: ran.append(f"theirs {turn}"), 3, lambda: ran.append("-"))
+    assert ran == ["ours 0", "theirs 0", "-", "theirs 1", "ours 1", "-", "ours 2", "theirs 2", "-"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="turns are given by a preloaded library")
-def test_the_library_waits_for_its_turn_before_the_call_goes_on(tmp_path: Path) -> None:
-    """Against a program of its own, whose llama_memory_clear says when it is reached."""
+#: What llama-bench does with llama.cpp, as far as bench_parity.c stands between: a model, then contexts of two blocks each.
+LIKE_LLAMA_BENCH = """
+#include <stdio.h>
+#include <stdlib.h>
+void *ggml_aligned_malloc(size_t), *llama_model_load_from_file(const char *);
+void ggml_aligned_free(void *, size_t), llama_free(void *);
+int _Z11llama_benchiPPc(int n_words, char **words) {
+    void *model = llama_model_load_from_file(words[2]);
+    for (int i = 0; i < 3; i++) {
+        void *context = ggml_aligned_malloc(100000), *other = ggml_aligned_malloc(i < 2 ? 70000 : 80000);
+        printf("%zu %zu %zu\\n", (size_t)model, (size_t)context, (size_t)other);
+        fflush(stdout);
+        ggml_aligned_free(other, 0);
+        llama_free(context);
+    }
+    return n_words;
+}
+"""
+
+#: Its contexts with one seed, the same again, and another.
+TAKES_TURNS = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import bench_parity
+from nbutils import measure
+from nbutils.errors import EngineError
+folder = Path(sys.argv[1])
+between = bench_parity.load_between(folder / "libbench-parity.so")
+settings = measure.settings_of(measure.Knobs(n_threads=1), use_gpu=False, n_ctx=512)
+plan = bench_parity.Plan(folder / "llama-bench", folder / "libbench-parity.so", [], [0], 3, settings)
+llama = SimpleNamespace(llama_free=lambda context: print("freed", context.value, flush=True))
+theirs = bench_parity.LlamaBench(plan, "model.gguf", 0, llama, 4711, between)
+for seed in (1, 1, 2):
+    between.beside_context(seed)
+    theirs.context()
+    print("asked", between.beside_asked(), flush=True)
+try:
+    theirs.context()
+except EngineError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="llama-bench is called inside a process as Linux can")
+def test_contexts_of_a_pair_lie_in_the_same_places_and_what_they_ask_for_is_seen(tmp_path: Path) -> None:
+    """In a process of its own, with a program that does to llama.cpp what llama-bench does."""
     if shutil.which("cc") is None:
         pytest.skip("no C compiler")
-    library, program = tmp_path / "libclear.so", tmp_path / "program"
-    (tmp_path / "clear.c").write_text('#include <stdio.h>\nvoid llama_memory_clear(void *m, _Bool d) { puts("cleared"); fflush(stdout); }\n')
-    (tmp_path / "main.c").write_text("void llama_memory_clear(void *, _Bool);\nint main(void) { llama_memory_clear(0, 0); return 0; }\n")
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "clear.c"], check=True)
-    subprocess.run(["cc", "-o", program, tmp_path / "main.c", f"-L{tmp_path}", "-lclear", f"-Wl,-rpath,{tmp_path}"], check=True)
-    (ready, said), (heard, go) = os.pipe(), os.pipe()
-    environment = os.environ | {"LD_PRELOAD": str(bench_parity.build_turns(tmp_path)), "TURNS_READY": str(said), "TURNS_GO": str(heard)}
-    with subprocess.Popen([program], stdout=subprocess.PIPE, env=environment, pass_fds=(said, heard)) as running:
-        assert os.read(ready, 1) == b"t"
-        assert running.poll() is None, "it waits"
-        os.write(go, b"g")
-        assert running.communicate(timeout=10)[0] == b"cleared\n"
-    assert running.returncode == 0
-    for number in (ready, said, heard, go):
-        os.close(number)
+    bench_parity.build_between(tmp_path)
+    (tmp_path / "like.c").write_text(LIKE_LLAMA_BENCH)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libllama-bench-impl.so", tmp_path / "like.c"], check=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(bench_parity.__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", TAKES_TURNS, tmp_path], env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    made, freed, asked = lines[0:9:3], lines[1:9:3], lines[2:9:3]
+    assert {int(model) for model, *_ in made} == {4711}, "the model that is loaded already"
+    assert [line[1] for line in freed] == [context for _, context, _ in made], "left where a context is freed, which is done"
+    assert made[0] == made[1], "one seed, the same places"
+    assert set(made[1][1:]).isdisjoint(made[2][1:])
+    assert asked[0] == asked[1] != asked[2], "80,000 bytes are not 70,000"
+    assert " ".join(lines[9]) == "llama-bench ended before its last context"
 
 
 def test_rounds_of_another_build_or_machine_are_not_added(tmp_path: Path) -> None:

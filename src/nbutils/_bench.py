@@ -43,7 +43,7 @@ class Bench:
 
     def __init__(self, path: str, settings: dict[str, Any], *, zero_s: float, log: Log, llama: Any) -> None:
         self._path, self._settings, self._zero_s, self._log, self._llama = path, settings, zero_s, log, llama
-        self._model: Any = None
+        self.model: Any = None
         # Tokens are drawn, not read: speed does not depend on them, except through an MoE's router.
         self._random = random.Random(settings["seed"])
         # A prompt of some depth is read once and then restored, as llama-bench does. llama.cpp takes it back into contexts
@@ -60,23 +60,23 @@ class Bench:
         if not self._settings["n_gpu_layers"]:
             parameters.devices = ctypes.cast(none, ctypes.c_void_p)  # else a GPU would still be lent the products of long prompts
         self._log.take()
-        self._model = self._llama.llama_model_load_from_file(os.fsencode(self._path), parameters)
-        if not self._model:
+        self.model = self._llama.llama_model_load_from_file(os.fsencode(self._path), parameters)
+        if not self.model:
             raise EngineError(f"{Path(self._path).name}: llama.cpp refused it: {self._log.reason()}")
         self._own = own_buffers(self._log.take())
         self._stages.append(self._stage("loaded"))
-        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        self._vocab = self._llama.llama_model_get_vocab(self.model)
         self._n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
 
     def close(self) -> None:
-        if self._model:
-            self._llama.llama_model_free(self._model)
-            self._model = None
+        if self.model:
+            self._llama.llama_model_free(self.model)
+            self.model = None
 
     def description(self) -> str:
         """What llama.cpp calls the model: architecture, size class and file type."""
         text = ctypes.create_string_buffer(128)
-        self._llama.llama_model_desc(self._model, text, len(text))
+        self._llama.llama_model_desc(self.model, text, len(text))
         return text.value.decode(errors="replace")
 
     # ── points ────────────────────────────────────────────────────────────────────────────────────
@@ -168,7 +168,8 @@ class Bench:
         # Every sequence gets its own share, which llama.cpp rounds up to a multiple of 256; rounded here, the buffers are those planned for.
         parameters.n_ctx = n_seq * -(-n_ctx // CONTEXT_PAD) * CONTEXT_PAD
         parameters.n_seq_max = n_seq
-        parameters.n_batch = settings["n_batch"]
+        # Buffers are made for so many tokens at once: as by llama.cpp's own tools, no more than were asked for, though the context is rounded.
+        parameters.n_batch = min(settings["n_batch"], n_seq * n_ctx)
         parameters.n_ubatch = settings["n_ubatch"]
         parameters.n_threads = parameters.n_threads_batch = settings["n_threads"]
         parameters.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[settings["flash_attn"]]
@@ -179,7 +180,7 @@ class Bench:
         if watch:
             self._stages.append(self._stage("before"))
         self._log.take()
-        context = llama.llama_init_from_model(self._model, parameters)
+        context = llama.llama_init_from_model(self.model, parameters)
         if not context:
             sequences = f" for each of {n_seq} sequences" if n_seq > 1 else ""
             raise EngineError(f"{Path(self._path).name}: llama.cpp could not make a context of {n_ctx} tokens{sequences}: {self._log.reason()}")

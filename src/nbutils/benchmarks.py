@@ -62,11 +62,19 @@ def parity_table(path: Path | None = None) -> Table:
 
 
 def parity_line(path: Path | None = None) -> str:
-    """How many rows agree, how far the others are off, and how much a row varies by itself, in a sentence."""
+    """How many rows agree, how far the others are off, how much a row varies by itself and how well its median is known, in sentences."""
     frame = parity_frame(path)
     off = (frame["ratio"] - 1).abs()
-    spread = (frame["ratio_high"] / frame["ratio_low"] - 1)[frame["n"] > 1]
-    varied = f" In the median row half of the pairs lie within {spread.median():.1%} of each other." if len(spread) else ""
+    several = frame[frame["n"] > 1]
+    spread = several["ratio_high"] / several["ratio_low"] - 1
+    # Of many draws from a normal distribution, whose quartiles lie 1.349 standard deviations apart.
+    error = math.sqrt(math.pi / 2) * (several["ratio_high"] - several["ratio_low"]) / 1.349 / np.sqrt(several["n"])
+    varied = (
+        f" In the median row half of the pairs lie within {spread.median():.1%} of each other, and the median has a standard error of"
+        f" {error.median():.2%}."
+        if len(several)
+        else ""
+    )
     return (
         f"{(off <= TOLERANCE).sum()} of {len(frame)} medians lie within {TOLERANCE:.0%} of llama-bench's; the median over all rows is"
         f" {frame['ratio'].median():.3f}, the furthest {frame['ratio'][off.idxmax()]:.3f}.{varied}"

@@ -257,15 +257,16 @@ def _predicted(path: Path, longest: SuitePoint, settings: Settings) -> tuple[dic
     says which. Without flash attention nobody here knows it, and it is left out.
     """
     n_ctx, kv_type = longest.n_tokens + longest.depth, settings.type_k.lower()
+    n_ubatch = min(settings.n_ubatch, longest.n_seq * n_ctx)  # no more at once than the context takes
     try:
         cache = _both(*(registry.load_cache_type("llama.cpp", kind.lower()) for kind in (settings.type_k, settings.type_v)))
         with subjects.find(str(path), "") as subject:
-            compute = fit.bound_compute(subject.variant, n_ctx, batch_size=longest.n_seq, n_ubatch=settings.n_ubatch)
-            if settings.n_ubatch == fit.N_UBATCH and settings.type_k == settings.type_v and settings.n_gpu_layers in (-1, 0):
+            compute = fit.bound_compute(subject.variant, n_ctx, batch_size=longest.n_seq, n_ubatch=n_ubatch)
+            if settings.type_k == settings.type_v and settings.n_gpu_layers in (-1, 0):
                 backend = oracle.own_backend() if settings.n_gpu_layers else "cpu"
-                compute = oracle.compute_buffer(subject, n_ctx, kv_type=kv_type, batch_size=longest.n_seq, backend=backend)
+                compute = oracle.compute_buffer(subject, n_ctx, kv_type=kv_type, batch_size=longest.n_seq, backend=backend, n_ubatch=n_ubatch)
             budget = fit.memory_budget(
-                subject.variant, n_ctx=n_ctx, available_bytes=0, cache=cache, batch_size=longest.n_seq, compute=compute, n_ubatch=settings.n_ubatch
+                subject.variant, n_ctx=n_ctx, available_bytes=0, cache=cache, batch_size=longest.n_seq, compute=compute, n_ubatch=n_ubatch
             )
     except NbutilsError:
         return {}, ""

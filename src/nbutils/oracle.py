@@ -89,6 +89,7 @@ def compute_buffer(
     kv_type: str = "f16",
     batch_size: int = 1,
     backend: str = "cpu",
+    n_ubatch: int = N_UBATCH,
     may_ask: bool = True,
     progress: Progress | None = None,
 ) -> ComputeBuffer:
@@ -96,16 +97,16 @@ def compute_buffer(
 
     Never fails for want of llama.cpp; a header that llama.cpp refuses is ``EngineError``.
     """
-    bound = bound_compute(subject.variant, n_ctx, batch_size=batch_size)
+    bound = bound_compute(subject.variant, n_ctx, batch_size=batch_size, n_ubatch=n_ubatch)
     if subject.variant.engine != "llama.cpp":
         return bound
-    if subject.model is not None and batch_size == 1 and backend == "cpu" and _same_build(subject.model.id):
+    if subject.model is not None and batch_size == 1 and backend == "cpu" and n_ubatch == N_UBATCH and _same_build(subject.model.id):
         kept = registry.kept_compute_buffer(subject.model.id, n_ctx, kv_type)
         if kept is not None:
             return ComputeBuffer(kept, "kept")
     if not (may_ask and engine.has_engine()):
         return bound
-    answers = ask(subject, [n_ctx], kv_type=kv_type, batch_size=batch_size, backend=backend, progress=progress)
+    answers = ask(subject, [n_ctx], kv_type=kv_type, batch_size=batch_size, backend=backend, n_ubatch=n_ubatch, progress=progress)
     return ComputeBuffer(next(iter(answers.values())).compute, "asked") if answers else bound
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contrast import faint
+
 sync_api = pytest.importorskip("playwright.sync_api")
 
 pytestmark = pytest.mark.usefixtures("browser")
@@ -27,26 +29,7 @@ KNOWN = "net::ERR_NAME_NOT_RESOLVED"
 EXTERNAL = Path(__file__).resolve().parents[2] / "_build" / "nbutils" / "external-links.txt"
 
 #: Words of the page whose colour is too near the ground they stand on: WCAG's contrast, 4.5 to 1.
-FAINT = """() => {
-  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const ground = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = parts(getComputedStyle(e).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0.5) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-    const v = c[i] / 255;
-    return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const words = [...document.querySelectorAll('article :is(p, li, td, th, a:not(.headerlink), code, summary, .dt-info, label)')];
-  const seen = words.filter((e) => e.checkVisibility() && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
-  return seen.filter((e) => {
-    const [a, b] = [light(parts(getComputedStyle(e).color)), light(ground(e))].sort();
-    return (b + 0.05) / (a + 0.05) < 4.5;
-  }).slice(0, 3).map((e) => `${e.tagName} ${e.textContent.trim().slice(0, 40)}`);
-}"""
+FAINT = faint("article :is(p, li, td, th, a:not(.headerlink), code, summary, .dt-info, label)")
 WIDE = """() => [...document.querySelectorAll('article *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
   .slice(0, 5).map(e => e.tagName + '.' + e.className)"""
 

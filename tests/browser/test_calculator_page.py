@@ -18,6 +18,7 @@ import jinja2
 import pytest
 from sphinx.errors import ExtensionError
 
+from contrast import faint
 from nbutils import calculator, frames_predict, places, registry
 from nbutils.tensors import variant
 
@@ -674,27 +675,7 @@ def test_a_broken_link_says_what_was_not_understood_and_leaves_a_page_that_works
 STATES = {"first": "", "error": "error", "does-not-fit": "#m=llama-3.1-405b", "budget": "budget", "own": "own", "open": "open"}
 
 #: Words whose colour is too near the ground they stand on: WCAG's contrast, 4.5 to 1.
-FAINT = """() => {
-  const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-  const ground = (element) => {
-    for (let e = element; e; e = e.parentElement) {
-      const colour = parts(getComputedStyle(e).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0.5) return colour;
-    }
-    return [255, 255, 255];
-  };
-  const light = (c) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-    const v = c[i] / 255;
-    return sum + weight * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const words = [...document.body.querySelectorAll('*')]
-    .filter((e) => e.checkVisibility() && [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
-  return words.filter((e) => {
-    const style = getComputedStyle(e);
-    const [a, b] = [light(parts(e instanceof SVGElement ? style.fill : style.color)), light(ground(e))].sort((x, y) => x - y);
-    return (b + 0.05) / (a + 0.05) < 4.5;
-  }).map((e) => `${e.tagName} ${e.textContent.trim().slice(0, 40)}`);
-}"""
+FAINT = faint("body *")
 #: Controls without a name, ids that are there twice, references to ids that are not, and levels of headings that are skipped.
 UNSOUND = """() => {
   const said = (ids) => (ids || '').split(' ').map((id) => document.getElementById(id)?.textContent || '').join('');

@@ -3,7 +3,7 @@
 #   make book CPU=1        the same on the processor, on a machine with a GPU
 #   make book ARGS='--suite full'
 # And one for who doubts the instrument: nbutils beside llama-bench, built from the source that the pinned binding carries.
-#   make parity            the better part of an hour on two cores; make parity ARGS=--help
+#   make parity            an hour and a half on two cores; make parity ARGS=--help
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -157,6 +157,8 @@ def take_turns(tell: Callable[[], None], plan: Plan, path: str, depth: int, ours
     bench = Bench(path, plan.settings.model_dump(exclude={"flash_attn_used"}), zero_s=time.monotonic(), log=log, llama=llama)
     bench.load()
     theirs = LlamaBench(plan, path, depth, llama, bench.model, between)
+    if len({entry.split()[-1] for entry in Path("/proc/self/maps").read_text().splitlines() if re.search(r"/libllama\.so[.0-9]*$", entry)}) > 1:
+        raise EngineError("llama-bench brought a llama.cpp of its own; build it from the source that the installed llama-cpp-python carries")
     tests = [phase for phase in PHASES for _ in range(plan.repetitions)]
     places = [getrandbits(63) for _ in tests]
     found: dict[str, list[list[float]]] = {phase: [] for phase in PHASES}
@@ -181,8 +183,6 @@ def take_turns(tell: Callable[[], None], plan: Plan, path: str, depth: int, ours
         tell()
 
     in_turn(*((our_turn, their_turn) if ours_first else (their_turn, our_turn)), len(tests), after)
-    if len({entry.split()[-1] for entry in Path("/proc/self/maps").read_text().splitlines() if re.search(r"/libllama\.so[.0-9]*$", entry)}) > 1:
-        raise EngineError("llama-bench brought a llama.cpp of its own; build it from the source that the installed llama-cpp-python carries")
     bench.close()
     theirs.end()
     return {phase: [n_tokens_of(phase) / sum(times) for times in repetitions] for phase, repetitions in found.items()}
@@ -322,10 +322,7 @@ def build(source: Path, folder: Path, say: Say) -> Path:
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     say("configuring llama.cpp")
     settings = [f"-D{name}={value}" for name, value in wanted.items()]
-    run(
-        ["cmake", "-S", str(llama), "-B", str(folder), *generator, *settings],
-        folder / "configure.log",
-    )
+    run(["cmake", "-S", str(llama), "-B", str(folder), *generator, *settings], folder / "configure.log")
     say(f"building llama-bench, some minutes (log: {folder / 'build.log'})")
     jobs = str(os.cpu_count() or 1)
     run(["cmake", "--build", str(folder), "--config", "Release", "--target", "llama-bench", "--parallel", jobs], folder / "build.log")
